@@ -1,0 +1,97 @@
+"""A backbone with the knowledge of what it was trained on, and optionally a classification head."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recognizer.heads import MarginHead
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone wants to be fed; `mean` and `std` are in its own channel order, 0-255."""
+
+    size: int = 112
+    rgb: bool = False
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+
+    def mean_bgr(self) -> tuple[float, float, float]:
+        """The colour that becomes zero after normalisation, as BGR in 0-255."""
+        return self.mean[::-1] if self.rgb else self.mean
+
+
+class Recognizer(nn.Module):
+    """Embeds uint8 BGR faces; the only place that swaps channels, resizes or normalises.
+
+    Args:
+        backbone: maps normalised float images `(N, 3, S, S)` to raw features `(N, D)`, or to
+            `(unit embedding (N, D), norm (N, 1))` as AdaFace's networks do.
+        spec: the input the backbone was trained on.
+        head: class weights and margin, when identities are known.
+        name: architecture name, a key of `recognizer.backbones.BACKBONES`.
+        info: where the weights came from; free text for people and model cards.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: InputSpec,
+        head: MarginHead | None = None,
+        name: str = "",
+        info: dict[str, str] | None = None,
+    ):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.spec, self.name, self.info = spec, name, info or {}
+        # Not persistent: they are part of the spec, not of the weights.
+        for key, value in (("mean", spec.mean), ("std", spec.std)):
+            self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised float input `(N, 3, S, S)` of uint8 BGR images `(N, 3, H, W)`.
+
+        Raises:
+            ValueError: the images are not uint8 or not `(N, 3, H, W)`.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                "a recognizer takes uint8 BGR images (N, 3, H, W), "
+                f"got {images.dtype} {tuple(images.shape)}"
+            )
+        x = images.to(self.device).to(self.mean.dtype)
+        if x.shape[-1] != self.spec.size or x.shape[-2] != self.spec.size:
+            x = F.interpolate(x, (self.spec.size,) * 2, mode="bilinear", antialias=True)
+        if self.spec.rgb:
+            x = x.flip(1)
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw features `(N, D)` of uint8 BGR images `(N, 3, H, W)`."""
+        out = self.backbone(self.prepare(images))
+        if isinstance(out, tuple):
+            embedding, norm = out
+            return embedding * norm
+        return out
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings `(N, D)` and feature norms `(N, 1)` of uint8 BGR images."""
+        feature = self(images)
+        norm = feature.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return feature / norm, norm
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """`"auto"` is CUDA when there is one, else the CPU; anything else is taken as it is."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

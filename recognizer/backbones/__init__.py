@@ -13,6 +13,7 @@ from torch import nn
 from recognizer.backbones.ir import IR
 from recognizer.backbones.iresnet import IResNet
 from recognizer.backbones.mobilefacenet import MobileFaceNet
+from recognizer.backbones.resnet29 import ResNet29
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "ir_18": partial(IR, 18),
@@ -25,6 +26,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "iresnet50": partial(IResNet, 50),
     "iresnet100": partial(IResNet, 100),
     "mobilefacenet": MobileFaceNet,
+    "resnet29": ResNet29,
 }
 
 

@@ -65,7 +65,7 @@ class ResNet29(nn.Module):
         self.fc = nn.Linear(256, 128, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, 3, 150, 150)` float to `(N, 128)`, of norm about 1.4; one person's are within 0.6."""
+        """`(N, 3, 150, 150)` float to `(N, 128)`, of norm about 1.4, one person within 0.6."""
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2)
         return self.fc(self.blocks(x).mean((2, 3)))
 

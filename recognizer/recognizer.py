@@ -68,12 +68,17 @@ class Recognizer(nn.Module):
                 "a recognizer takes uint8 BGR images (N, 3, H, W), "
                 f"got {images.dtype} {tuple(images.shape)}"
             )
-        x = images.to(self.device).to(self.mean.dtype)
-        if x.shape[-1] != self.spec.size or x.shape[-2] != self.spec.size:
-            x = F.interpolate(x, (self.spec.size,) * 2, mode="bilinear", antialias=True)
+        x = images.to(self.device)
         if self.spec.rgb:
             x = x.flip(1)
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        # Channels-last while still bytes: four times cheaper than moving floats.
+        x = x.contiguous(memory_format=torch.channels_last).to(self.mean.dtype)
+        if x.shape[-1] != self.spec.size or x.shape[-2] != self.spec.size:
+            x = F.interpolate(x, (self.spec.size,) * 2, mode="bilinear", antialias=True)
+        if len(set(self.spec.mean)) == len(set(self.spec.std)) == 1:
+            # Numbers instead of tensors, which broadcast slowly over three innermost channels.
+            return x.sub_(self.spec.mean[0]).div_(self.spec.std[0])
+        return x.sub_(self.mean).div_(self.std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw features `(N, D)` of uint8 BGR images `(N, 3, H, W)`."""

@@ -1,0 +1,199 @@
+"""The batched core: faces, regions, masks and scores, without any episode."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recognizer.data.faces import FaceSet
+from sarface_env.fills import make_fill
+from sarface_env.partitions import Partition
+from sarface_env.rewards import Reward
+from sarface_env.scorers import Score, Scorer
+
+
+@dataclass
+class Outcome:
+    """What a mask did to a face; every field `(N,)`, or `(N, G)` for groups of masks.
+
+    Attributes:
+        reward: float32.
+        full: score of the face with everything kept.
+        masked: score of the face with the mask applied.
+        kept: float32, fraction of pixels kept.
+    """
+
+    reward: Tensor
+    full: Score
+    masked: Score
+    kept: Tensor
+
+
+class RegionSelection:
+    """Scores keep/drop masks over the regions of a fixed set of faces.
+
+    Region maps are computed once a face, scores of full images once a face and scorer version.
+
+    Args:
+        faces: with parsing maps, unless the partition ignores them.
+        partition: cuts parsing maps into regions.
+        scorer: judges images.
+        reward: of the full image's score, the masked image's score and the fraction kept.
+        fill: name of what replaces dropped pixels.
+
+    Attributes:
+        calls: images scored so far, the cost that learning is measured in.
+    """
+
+    def __init__(
+        self,
+        faces: FaceSet,
+        partition: Partition,
+        scorer: Scorer,
+        reward: Reward,
+        fill: str = "mean",
+    ):
+        if partition.needs_parsing and faces.parsing is None:
+            raise ValueError("the faces have no parsing maps; parse them with a segmenter first")
+        classes = getattr(scorer, "classes", None)
+        if classes is not None and len(faces) and int(faces.labels.max()) >= classes:
+            raise ValueError(
+                f"the faces have identities up to {int(faces.labels.max())}, but the scorer "
+                f"tells only {classes} apart"
+            )
+        self.faces, self.partition, self.scorer, self.reward = faces, partition, scorer, reward
+        self.fill_name = fill
+        self._fill = make_fill(fill)
+        self.calls = 0
+        n, (h, w) = len(faces), faces.images.shape[2:]
+        # Untouched pages of an empty tensor take no memory, so this grows with the faces seen.
+        self._regions = torch.empty((n, h, w), dtype=torch.uint8)
+        self._pixels = torch.empty((n, len(partition.names)), dtype=torch.int32)
+        self._has_regions = torch.zeros(n, dtype=torch.bool)
+        self._full = Score(
+            torch.empty(n, dtype=torch.bool),
+            torch.empty(n, dtype=torch.bool),
+            torch.empty(n, dtype=torch.float32),
+        )
+        self._full_version = torch.full((n,), -1, dtype=torch.int64)
+        self._selectable = torch.tensor(partition.selectable)
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    @property
+    def bits(self) -> int:
+        """Number of selectable regions, K."""
+        return len(self.partition.selectable)
+
+    def _ensure_regions(self, indices: Tensor) -> None:
+        new = indices[~self._has_regions[indices]].unique()
+        for part in new.split(1024):
+            if self.faces.parsing is None:
+                labels = torch.zeros((len(part), *self._regions.shape[1:]), dtype=torch.uint8)
+            else:
+                labels = self.faces.parsing[part]
+            regions = self.partition(labels)
+            self._regions[part] = regions
+            self._pixels[part] = self.partition.presence(regions).int()
+            self._has_regions[part] = True
+
+    def regions(self, indices: Tensor) -> Tensor:
+        """Region maps `(N, H, W)` uint8 of faces `(N,)`."""
+        self._ensure_regions(indices)
+        return self._regions[indices]
+
+    def region_pixels(self, indices: Tensor) -> Tensor:
+        """Pixels of every region, `(N, R)` int32, of faces `(N,)`."""
+        self._ensure_regions(indices)
+        return self._pixels[indices]
+
+    def present(self, indices: Tensor) -> Tensor:
+        """Which selectable regions a face has, `(N, K)` bool; the others are no-ops."""
+        return self.region_pixels(indices)[:, self._selectable] > 0
+
+    def full_score(self, indices: Tensor) -> Score:
+        """Scores of the full images of faces `(N,)`."""
+        stale = indices[self._full_version[indices] != self.scorer.version].unique()
+        if len(stale):
+            self.calls += len(stale)
+            score = self.scorer.score(self.faces.images[stale], self.faces.labels[stale])
+            self._full.correct[stale] = score.correct.cpu()
+            self._full.margin_correct[stale] = score.margin_correct.cpu()
+            self._full.margin[stale] = score.margin.float().cpu()
+            self._full_version[stale] = self.scorer.version
+        return self._full[indices]
+
+    def keep_pixels(self, indices: Tensor, masks: Tensor) -> Tensor:
+        """Pixels kept, `(N, H, W)` bool, of faces `(N,)` under masks `(N, K)`."""
+        bits = self.partition.region_bits(masks)
+        regions = self.regions(indices).flatten(1)
+        return bits.gather(1, regions.long()).view(len(indices), *self.faces.images.shape[2:])
+
+    def apply(self, indices: Tensor, masks: Tensor) -> Tensor:
+        """Masked images `(N, 3, H, W)` uint8 of faces `(N,)` under masks `(N, K)`."""
+        keep = self.keep_pixels(indices, masks)
+        return self._fill(self.faces.images[indices], keep, self.scorer.mean_colour)
+
+    def kept_fraction(self, indices: Tensor, masks: Tensor) -> Tensor:
+        """Fraction of pixels kept, `(N,)` float32, of faces `(N,)` under masks `(N, K)`."""
+        pixels = self.region_pixels(indices)
+        kept = (pixels * self.partition.region_bits(masks)).sum(1)
+        return kept.float() / pixels.sum(1)
+
+    def evaluate(self, indices: Tensor, masks: Tensor) -> Outcome:
+        """Scores masks on faces; touches no episode.
+
+        Masks that treat every region present alike are scored once, and a mask that keeps
+        everything present costs nothing once the full image's score is known.
+
+        Args:
+            indices: faces, int64 `(N,)`.
+            masks: keep bits, `(N, K)`, or `(N, G, K)` for a group of masks a face.
+
+        Raises:
+            ValueError: the shapes do not fit, or an index is out of range.
+        """
+        if masks.shape[0] != len(indices) or masks.shape[-1] != self.bits or masks.ndim > 3:
+            raise ValueError(
+                f"masks must be ({len(indices)}, {self.bits}) or ({len(indices)}, G, {self.bits}), "
+                f"got {tuple(masks.shape)}"
+            )
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise ValueError(f"face indices must lie in 0..{len(self) - 1}")
+        group = masks.shape[1:-1]
+        flat = indices.repeat_interleave(group[0]) if group else indices
+        bits = masks.reshape(-1, self.bits).bool() | ~self.present(flat)
+
+        full, kept = self.full_score(flat), self.kept_fraction(flat, bits)
+        masked = Score(full.correct.clone(), full.margin_correct.clone(), full.margin.clone())
+        todo = (~bits.all(1)).nonzero().squeeze(1)
+        if len(todo):
+            rows = torch.cat([flat[todo, None], bits[todo].long()], 1)
+            unique, where = rows.unique(dim=0, return_inverse=True)
+            score = self._score_masked(unique[:, 0], unique[:, 1:].bool())
+            for field in ("correct", "margin_correct", "margin"):
+                getattr(masked, field)[todo] = getattr(score, field)[where]
+        reward = self.reward(full, masked, kept).float()
+        outcome = Outcome(reward, full, masked, kept)
+        return _reshape(outcome, (len(indices), *group)) if group else outcome
+
+    def _score_masked(self, indices: Tensor, masks: Tensor, chunk: int = 1024) -> Score:
+        self.calls += len(indices)
+        parts = []
+        for i, m in zip(indices.split(chunk), masks.split(chunk), strict=True):
+            score = self.scorer.score(self.apply(i, m), self.faces.labels[i])
+            parts.append((score.correct, score.margin_correct, score.margin))
+        return Score(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _reshape(outcome: Outcome, shape: tuple[int, ...]) -> Outcome:
+    def scores(s: Score) -> Score:
+        return Score(s.correct.view(shape), s.margin_correct.view(shape), s.margin.view(shape))
+
+    return Outcome(
+        outcome.reward.view(shape),
+        scores(outcome.full),
+        scores(outcome.masked),
+        outcome.kept.view(shape),
+    )

@@ -1,0 +1,150 @@
+"""One-step episodes over a batch of faces: what the single and the vector environment share."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from torch import Tensor
+
+from sarface_env.core import RegionSelection
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al., 2014): uint64 to well-mixed uint64, elementwise."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class Episodes:
+    """Which faces are shown, what is observed of them, and what deciding on them gives.
+
+    The t-th face of environment i is a hash of (its key, t). Unlike one generator an environment,
+    this needs no Python loop, and the whole random state is two small arrays.
+
+    Args:
+        core: scores the decisions.
+        num_envs: faces shown at once.
+        observation: `regions`, `regions+image` or `image`.
+        obs_size: side of the observation; None for that of the faces.
+    """
+
+    def __init__(
+        self, core: RegionSelection, num_envs: int, observation: str, obs_size: int | None
+    ):
+        self.core, self.num_envs = core, num_envs
+        self.observation, self.obs_size = observation, obs_size
+        h, w = core.faces.images.shape[2:]
+        self.shape = (h, w) if obs_size is None else (obs_size, obs_size)
+        channels = {"regions": 1, "regions+image": 4, "image": 3}[observation]
+        # 0-255 even for region numbers: it is what image tools, SB3's among them, take for granted.
+        self.observation_space = spaces.Box(0, 255, (channels, *self.shape), np.uint8)
+        self.action_space = spaces.MultiBinary(core.bits)
+        self.keys = np.zeros(num_envs, np.uint64)
+        self.count = np.zeros(num_envs, np.uint64)
+        self.indices: Tensor | None = None
+        self.masks: Tensor | None = None
+
+    def seed(self, seeds: list[int | None]) -> None:
+        """Start the stream of faces of every environment from its seed."""
+        for i, seed in enumerate(seeds):
+            generator, _ = seeding.np_random(seed)
+            self.keys[i] = generator.integers(2**63)
+        self.count[:] = 0
+
+    def begin(self, index: Any = None) -> dict[str, Any]:
+        """Show the next faces, or the given ones; returns the info of a reset.
+
+        Raises:
+            ValueError: an index is out of range, or their number is not that of environments.
+        """
+        n = len(self.core)
+        if index is None:
+            drawn = _mix(self.keys + self.count * _GOLDEN) % np.uint64(n)
+            self.count += np.uint64(1)
+            chosen = drawn.astype(np.int64)
+        else:
+            chosen = np.asarray(index)
+            if chosen.ndim == 0:
+                chosen = np.full(self.num_envs, chosen)
+            if chosen.shape != (self.num_envs,) or not np.issubdtype(chosen.dtype, np.integer):
+                raise ValueError(
+                    f"options['index'] must be an integer or {self.num_envs} of them, got {index!r}"
+                )
+            if chosen.min() < 0 or chosen.max() >= n:
+                raise ValueError(f"options['index'] must lie in 0..{n - 1}, got {index!r}")
+        self.indices = torch.from_numpy(chosen.astype(np.int64))
+        self.masks = None
+        return {
+            "index": chosen.astype(np.int64),
+            "label": self.core.faces.labels[self.indices].numpy(),
+            "action_mask": self.core.present(self.indices).numpy(),
+        }
+
+    def observe(self) -> np.ndarray:
+        """What the agent sees of the faces shown: uint8 `(N, C, h, w)`, freshly allocated."""
+        assert self.indices is not None
+        parts = []
+        if "regions" in self.observation:
+            regions = self.core.regions(self.indices)[:, None]
+            if self.obs_size is not None:
+                regions = F.interpolate(regions, self.shape, mode="nearest-exact")
+            parts.append(regions)
+        if "image" in self.observation:
+            images = self.core.faces.images[self.indices]
+            if self.obs_size is not None:
+                scaled = F.interpolate(images.float(), self.shape, mode="area")
+                images = scaled.round().to(torch.uint8)
+            parts.append(images)
+        return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).numpy()
+
+    def decide(self, actions: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Apply masks `(N, K)` to the faces shown: rewards `(N,)` float32 and the info of a step.
+
+        Raises:
+            ValueError: wrong shape, or values other than 0 and 1.
+        """
+        if self.indices is None:
+            raise RuntimeError("call reset() before step()")
+        masks = torch.as_tensor(np.asarray(actions))
+        if masks.shape != (self.num_envs, self.core.bits):
+            raise ValueError(
+                f"actions must be ({self.num_envs}, {self.core.bits}) keep bits, "
+                f"got {tuple(masks.shape)}"
+            )
+        if not ((masks == 0) | (masks == 1)).all():
+            raise ValueError("actions are keep bits, 0 (drop) or 1 (keep); found other values")
+        self.masks = masks.bool()
+        outcome = self.core.evaluate(self.indices, self.masks)
+        info = {
+            "index": self.indices.numpy(),
+            "label": self.core.faces.labels[self.indices].numpy(),
+            "action_mask": self.core.present(self.indices).numpy(),
+            "kept": outcome.kept.numpy(),
+        }
+        for name, score in (("full", outcome.full), ("masked", outcome.masked)):
+            info[f"{name}_correct"] = score.correct.numpy()
+            info[f"{name}_margin_correct"] = score.margin_correct.numpy()
+            info[f"{name}_margin"] = score.margin.numpy()
+        return outcome.reward.numpy(), info
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything random or in progress, for exact resumption."""
+        return {
+            "keys": self.keys.copy(),
+            "count": self.count.copy(),
+            "indices": None if self.indices is None else self.indices.numpy().copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.keys[:] = state["keys"]
+        self.count[:] = state["count"]
+        indices = state["indices"]
+        self.indices = None if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        self.masks = None

@@ -1,0 +1,185 @@
+"""Partitions: how a face-parsing map is cut into named regions, and which of them may be dropped.
+
+Regions tile the image: every pixel belongs to exactly one. A partition is a small picklable object
+with `names`, `selectable` and a batched `__call__(labels) -> regions`, free of loops over faces.
+"""
+
+import re
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+CELEBA19 = (
+    "background skin nose glasses l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip "
+    "hair hat earring necklace neck cloth"
+).split()
+BACKGROUND, SKIN, HAIR = 0, 1, 13
+_QUADRANTS = ("top_left", "top_right", "bottom_left", "bottom_right")
+
+
+class Partition(ABC):
+    """A rule that assigns every pixel of a parsed face to one region.
+
+    Attributes:
+        name: what `make_partition` takes to build it again.
+        names: one name a region, by region number.
+        selectable: the regions an agent may drop, in the order of the action's bits; all others
+            are always kept.
+        needs_parsing: False when the label maps do not matter, so that faces need not be parsed.
+    """
+
+    needs_parsing = True
+
+    name: str
+    names: tuple[str, ...]
+    selectable: tuple[int, ...]
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Region maps `(N, H, W)` uint8 of face-parsing maps `(N, H, W)` uint8.
+
+        Raises:
+            ValueError: wrong type or shape, or labels outside the 19 classes.
+        """
+        if labels.dtype != torch.uint8 or labels.ndim != 3:
+            raise ValueError(
+                f"label maps must be uint8 (N, H, W), got {labels.dtype} {tuple(labels.shape)}"
+            )
+        if labels.numel() and (top := int(labels.max())) >= len(CELEBA19):
+            raise ValueError(f"label maps hold CelebAMask-HQ classes 0 to 18, found {top}")
+        return self._regions(labels)
+
+    @abstractmethod
+    def _regions(self, labels: Tensor) -> Tensor: ...
+
+    def presence(self, regions: Tensor) -> Tensor:
+        """Pixels of every region: `(N, R)` int64 of region maps `(N, H, W)`."""
+        n, r = len(regions), len(self.names)
+        rows = torch.arange(n, device=regions.device)[:, None] * r
+        flat = (regions.flatten(1).long() + rows).flatten()
+        return torch.bincount(flat, minlength=n * r).view(n, r)
+
+    def region_bits(self, masks: Tensor) -> Tensor:
+        """Keep bits of all regions `(N, R)` bool from keep bits of the selectable ones `(N, K)`."""
+        bits = masks.new_ones((len(masks), len(self.names)), dtype=torch.bool)
+        bits[:, list(self.selectable)] = masks.bool()
+        return bits
+
+    def bits_by_name(self, names: list[str]) -> list[int]:
+        """Action bits of the selectable regions with these names.
+
+        Raises:
+            ValueError: a name is not a selectable region of this partition.
+        """
+        order = [self.names[region] for region in self.selectable]
+        unknown = sorted(set(names) - set(order))
+        if unknown:
+            raise ValueError(
+                f"{self.name} has no selectable region {', '.join(unknown)}; "
+                f"there are {', '.join(order)}"
+            )
+        return [order.index(name) for name in names]
+
+
+class SARFace24(Partition):
+    """The 24 regions of SARFace; 12 of them selectable.
+
+    Face parts are always kept. Background and skin are cut into quadrants and hair into halves at
+    the centroid of the skin pixels, or at the image centre when there is no skin. A pixel on the
+    cut belongs to the bottom or right side (`y >= cy`, `x >= cx`), so that none falls between.
+    """
+
+    name = "sarface24"
+    names = (
+        *"nose glasses l_eye r_eye l_brow r_brow l_ear r_ear mouth hat earring necklace".split(),
+        *("neck", "cloth"),
+        *(f"background_{q}" for q in _QUADRANTS),
+        *(f"skin_{q}" for q in _QUADRANTS),
+        *("hair_left", "hair_right"),
+    )
+    selectable = tuple(range(12, 24))
+
+    # Region of every class; background, skin and hair are the first region of their group.
+    _REGION_OF_CLASS = (14, 18, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 22, 9, 10, 11, 12, 13)
+
+    def _regions(self, labels: Tensor) -> Tensor:
+        device = labels.device
+        _, h, w = labels.shape
+        y = torch.arange(h, device=device)
+        x = torch.arange(w, device=device)
+        skin = labels == SKIN
+        rows, columns = skin.sum(2), skin.sum(1)
+        count, sum_y, sum_x = rows.sum(1), (rows * y).sum(1), (columns * x).sum(1)
+        empty = count == 0
+        # The centre of the image, (H - 1) / 2, as a fraction like the centroids.
+        count = torch.where(empty, 2, count)
+        sum_y, sum_x = torch.where(empty, h - 1, sum_y), torch.where(empty, w - 1, sum_x)
+        # Integers on both sides: no rounding decides on which side of the cut a pixel lies.
+        below = (y * count[:, None] >= sum_y[:, None]).to(torch.uint8)[:, :, None]
+        right = (x * count[:, None] >= sum_x[:, None]).to(torch.uint8)[:, None, :]
+
+        base = torch.tensor(self._REGION_OF_CLASS, dtype=torch.uint8, device=device)
+        by_side = torch.zeros(len(CELEBA19), dtype=torch.uint8, device=device)
+        by_side[[BACKGROUND, SKIN, HAIR]] = 1
+        by_height = torch.zeros_like(by_side)
+        by_height[[BACKGROUND, SKIN]] = 2
+        index = labels.int()
+        return base[index] + by_side[index] * right + by_height[index] * below
+
+
+class CelebA19(Partition):
+    """The 19 parsing classes as they are, every one selectable."""
+
+    name = "celeba19"
+    names = tuple(CELEBA19)
+    selectable = tuple(range(19))
+
+    def _regions(self, labels: Tensor) -> Tensor:
+        return labels.clone()
+
+
+class Grid(Partition):
+    """Rows x columns of rectangles, every one selectable; the parsing is ignored.
+
+    Args:
+        rows: number of rows, at least 1.
+        columns: number of columns; at most 256 cells in all.
+    """
+
+    needs_parsing = False
+
+    def __init__(self, rows: int, columns: int):
+        if rows < 1 or columns < 1 or rows * columns > 256:
+            raise ValueError(f"a grid needs 1 to 256 cells, got {rows} x {columns}")
+        self.rows, self.columns = rows, columns
+        self.name = f"grid{rows}x{columns}"
+        self.names = tuple(f"cell_{r}_{c}" for r in range(rows) for c in range(columns))
+        self.selectable = tuple(range(rows * columns))
+
+    def _regions(self, labels: Tensor) -> Tensor:
+        n, h, w = labels.shape
+        row = torch.arange(h, device=labels.device) * self.rows // h
+        column = torch.arange(w, device=labels.device) * self.columns // w
+        cells = (row[:, None] * self.columns + column).to(torch.uint8)
+        return cells.expand(n, h, w).clone()
+
+
+_BY_NAME: dict[str, type[Partition]] = {c.name: c for c in (SARFace24, CelebA19)}
+
+
+def make_partition(name: str | Partition) -> Partition:
+    """Partition by name: `sarface24`, `celeba19`, or `gridROWSxCOLUMNS` such as `grid7x7`.
+
+    Raises:
+        ValueError: the name is none of these; the message lists what exists.
+    """
+    if isinstance(name, Partition):
+        return name
+    if name in _BY_NAME:
+        return _BY_NAME[name]()
+    if match := re.fullmatch(r"grid(\d+)x(\d+)", name):
+        return Grid(int(match[1]), int(match[2]))
+    raise ValueError(
+        f"unknown partition {name!r}; there are {', '.join(_BY_NAME)} and gridROWSxCOLUMNS, "
+        "for example grid7x7"
+    )

@@ -41,7 +41,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def write_results(name: str, payload: dict[str, Any]) -> Path:
-    """Write `payload`, with `environment()` where it has none, to `benchmarks/results/NAME.json`."""
+    """Write `payload` and, where it has none, `environment()` to `benchmarks/results/NAME.json`."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     text = json.dumps({"environment": environment(), **payload}, indent=2, allow_nan=False)

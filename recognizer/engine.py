@@ -27,7 +27,7 @@ class InferenceEngine:
     @torch.no_grad()
     def _freeze(recognizer: Recognizer) -> nn.Module:
         backbone = copy.deepcopy(recognizer.backbone).eval()
-        backbone = backbone.to(memory_format=torch.channels_last)
+        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(2, 3, recognizer.spec.size, recognizer.spec.size)
         example = example.contiguous(memory_format=torch.channels_last)
         with warnings.catch_warnings():

@@ -66,7 +66,7 @@ class CosFace(MarginHead):
 
     kind = "cosface"
 
-    def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:  # noqa: D102
+    def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:
         return cosine - self.m
 
 
@@ -85,7 +85,7 @@ class ArcFace(MarginHead):
     def __init__(self, dim: int, classes: int, s: float = 64.0, m: float = 0.5):
         super().__init__(dim, classes, s, m)
 
-    def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:  # noqa: D102
+    def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:
         return _cos_of_shifted_angle(cosine, self.m)
 
 
@@ -117,18 +117,18 @@ class AdaFace(MarginHead):
         self.norm_mean: Tensor
         self.norm_std: Tensor
 
-    def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:  # noqa: D102
+    def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:
         norm = norm.detach().clamp(0.001, 100)
         z = ((norm - self.norm_mean) / (self.norm_std + 1e-3) * self.h).clamp(-1, 1)
         return _cos_of_shifted_angle(cosine, -self.m * z) - (self.m + self.m * z)
 
     @torch.no_grad()
-    def observe(self, norm: Tensor) -> None:  # noqa: D102
+    def observe(self, norm: Tensor) -> None:
         norm = norm.clamp(0.001, 100)
         self.norm_mean.lerp_(norm.mean(), self.t_alpha)
         self.norm_std.lerp_(norm.std(), self.t_alpha)
 
-    def hyperparameters(self) -> dict[str, float]:  # noqa: D102
+    def hyperparameters(self) -> dict[str, float]:
         return {"s": self.s, "m": self.m, "h": self.h, "t_alpha": self.t_alpha}
 
 

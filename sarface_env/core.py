@@ -178,6 +178,11 @@ class RegionSelection:
         outcome = Outcome(reward, full, masked, kept)
         return _reshape(outcome, (len(indices), *group)) if group else outcome
 
+    def reward_bound(self, full: Score) -> Tensor:
+        """The most any mask can earn on faces with these full scores, `(N,)`; maybe infinite."""
+        bound = getattr(self.reward, "bound", None)
+        return torch.full_like(full.margin, torch.inf) if bound is None else bound(full)
+
     def _score_masked(self, indices: Tensor, masks: Tensor, chunk: int = 1024) -> Score:
         self.calls += len(indices)
         parts = []

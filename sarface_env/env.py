@@ -1,6 +1,6 @@
 """`SARFace-v0`: the single and the vector environment."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ from sarface_env.core import Outcome
 from sarface_env.episodes import Episodes
 from sarface_env.options import EnvOptions, build_core
 from sarface_env.partitions import Partition
-from sarface_env.rendering import render_faces
+from sarface_env.rendering import panels, render_faces
 
 
 class _RegionSelectionMixin:
@@ -60,6 +60,10 @@ class _RegionSelectionMixin:
         return self.core.evaluate(
             torch.as_tensor(np.asarray(indices), dtype=torch.int64), torch.as_tensor(masks)
         )
+
+    def panels(self, indices: Any, masks: Any) -> list[list[np.ndarray]]:
+        """For every face its image, its coloured regions and its masked image, RGB `(H, W, 3)`."""
+        return panels(self.core, torch.as_tensor(np.asarray(indices)), torch.as_tensor(masks))
 
     def _frames(self) -> list[np.ndarray]:
         if self.episodes.indices is None:
@@ -135,14 +139,14 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 1}
 
     def __init__(self, render_mode: str | None = None, **options: Any):
         self._build(1, render_mode, options)
         self.observation_space = self.episodes.observation_space
         self.action_space = self.episodes.action_space
 
-    def reset(  # noqa: D102
+    def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -151,13 +155,11 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
         info = self.episodes.begin((options or {}).get("index"))
         return self.episodes.observe()[0], _first(info)
 
-    def step(  # noqa: D102
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         reward, info = self.episodes.decide(np.asarray(action)[None])
         return self.episodes.observe()[0], float(reward[0]), True, False, _first(info)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The image, its regions with their names, and what was kept: uint8 RGB, or None."""
         return self._frames()[0] if self.render_mode == "rgb_array" else None
 
@@ -184,7 +186,7 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         options: as for `SARFaceEnv`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {
         **SARFaceEnv.metadata,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -200,7 +202,7 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._decided: list[np.ndarray] | None = None
 
-    def reset(  # noqa: D102
+    def reset(
         self,
         *,
         seed: int | list[int | None] | None = None,
@@ -218,7 +220,7 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         self._obs = self.episodes.observe()
         return self._obs, info
 
-    def step(  # noqa: D102
+    def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         reward, final = self.episodes.decide(actions)
@@ -236,11 +238,22 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         self._obs = self.episodes.observe()
         return self._obs, reward.astype(np.float64), everyone.copy(), ~everyone, info
 
+    def resume(self, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Continue from `episodes.state_dict()`: the observations and info it was taken at."""
+        if len(state["keys"]) != self.num_envs:
+            raise ValueError(
+                f"the state is of {len(state['keys'])} environments, this one has {self.num_envs}"
+            )
+        self.episodes.load_state_dict(state)
+        self._decided = None
+        self._obs = self.episodes.observe()
+        return self._obs, self._masked(self.episodes.info())
+
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's vector form of an info: every key with a flag for each environment."""
         return info | {f"_{key}": np.ones(self.num_envs, bool) for key in info}
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame an environment: the last decisions, or, before any, the faces shown."""
         if self.render_mode != "rgb_array":
             return None

@@ -80,8 +80,13 @@ class Episodes:
                 raise ValueError(f"options['index'] must lie in 0..{n - 1}, got {index!r}")
         self.indices = torch.from_numpy(chosen.astype(np.int64))
         self.masks = None
+        return self.info()
+
+    def info(self) -> dict[str, Any]:
+        """Which faces are shown, `(N,)`, their labels, and which regions they have, `(N, K)`."""
+        assert self.indices is not None
         return {
-            "index": chosen.astype(np.int64),
+            "index": self.indices.numpy().copy(),
             "label": self.core.faces.labels[self.indices].numpy(),
             "action_mask": self.core.present(self.indices).numpy(),
         }
@@ -121,12 +126,7 @@ class Episodes:
             raise ValueError("actions are keep bits, 0 (drop) or 1 (keep); found other values")
         self.masks = masks.bool()
         outcome = self.core.evaluate(self.indices, self.masks)
-        info = {
-            "index": self.indices.numpy(),
-            "label": self.core.faces.labels[self.indices].numpy(),
-            "action_mask": self.core.present(self.indices).numpy(),
-            "kept": outcome.kept.numpy(),
-        }
+        info = self.info() | {"kept": outcome.kept.numpy()}
         for name, score in (("full", outcome.full), ("masked", outcome.masked)):
             info[f"{name}_correct"] = score.correct.numpy()
             info[f"{name}_margin_correct"] = score.margin_correct.numpy()
@@ -134,17 +134,17 @@ class Episodes:
         return outcome.reward.numpy(), info
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything random or in progress, for exact resumption."""
+        """Everything random or in progress, as plain numbers."""
         return {
-            "keys": self.keys.copy(),
-            "count": self.count.copy(),
-            "indices": None if self.indices is None else self.indices.numpy().copy(),
+            "keys": self.keys.tolist(),
+            "count": self.count.tolist(),
+            "indices": None if self.indices is None else self.indices.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.keys[:] = state["keys"]
-        self.count[:] = state["count"]
+        self.keys = np.array(state["keys"], np.uint64)
+        self.count = np.array(state["count"], np.uint64)
         indices = state["indices"]
-        self.indices = None if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        self.indices = None if indices is None else torch.tensor(indices)
         self.masks = None

@@ -26,9 +26,11 @@ def blur(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     """The colour of the kept pixels around, blurred over about a quarter of the image."""
     weight = keep[:, None].float()
     size = images.shape[-1] // 8 * 2 + 1
-    window = {"kernel_size": size, "stride": 1, "padding": size // 2, "count_include_pad": False}
-    colours = F.avg_pool2d(images * weight, **window)
-    share = F.avg_pool2d(weight, **window)
+
+    def around(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+
+    colours, share = around(images * weight), around(weight)
     colour = torch.tensor(mean_colour, device=images.device).view(1, 3, 1, 1)
     # Far from everything kept, fade to the mean colour.
     smooth = (colours + 1e-3 * colour) / (share + 1e-3)

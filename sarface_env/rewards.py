@@ -1,4 +1,8 @@
-"""Rewards: pure functions of the full image's score, the masked image's score and what was kept."""
+"""Rewards: pure functions of the full image's score, the masked image's score and what was kept.
+
+A reward may have `bound(full)`, the most that any mask can earn on a face with this full score;
+oracles stop searching a face when they reach it.
+"""
 
 import re
 from collections.abc import Callable
@@ -31,6 +35,10 @@ class Flip:
         before = getattr(full, self.judge).float()
         return after - before + self.sparsity * (1 - kept) * after
 
+    def bound(self, full: Score) -> Tensor:
+        """The most a mask can earn, `(N,)`."""
+        return 1 - getattr(full, self.judge).float() + self.sparsity
+
 
 @dataclass(frozen=True)
 class MarginGain:
@@ -45,6 +53,10 @@ class MarginGain:
     def __call__(self, full: Score, masked: Score, kept: Tensor) -> Tensor:
         """Reward `(N,)` float32."""
         return (self.scale * (masked.margin - full.margin)).clamp(-1, 1)
+
+    def bound(self, full: Score) -> Tensor:
+        """The most a mask can earn, `(N,)`."""
+        return full.margin.new_ones(full.margin.shape)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""The policy network: keep logits of the selectable regions, from the region map and the image."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a policy has to know of an environment.
+
+    Attributes:
+        shape: of one observation.
+        bits: length of the action, K.
+        regions: number of regions in the map, R; 0 when observations are not region maps.
+        selectable: region of every bit; empty when observations are not region maps.
+    """
+
+    shape: tuple[int, ...]
+    bits: int
+    regions: int = 0
+    selectable: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, env) -> "Layout":
+        """The layout of a Gymnasium environment, single or vector, with `MultiBinary` actions.
+
+        Raises:
+            TypeError: the action space is not `MultiBinary`.
+        """
+        inner = env.unwrapped
+        observation = getattr(inner, "single_observation_space", inner.observation_space)
+        action = getattr(inner, "single_action_space", inner.action_space)
+        if not isinstance(action, spaces.MultiBinary) or not isinstance(action.n, int):
+            raise TypeError(f"agents choose keep bits: MultiBinary(K) is needed, got {action}")
+        shape = tuple(observation.shape)
+        partition = getattr(inner, "partition", None)
+        if partition is None or len(shape) != 3 or shape[0] not in (1, 4):
+            return cls(shape, action.n)
+        return cls(shape, action.n, len(partition.names), tuple(partition.selectable))
+
+
+class RegionPolicy(nn.Module):
+    """Judges every region from the features inside it, in the context of the whole face.
+
+    A small convolutional encoder sees the one-hot region map and, when observed, the image. Its
+    features are averaged over every region; one network, shared by all regions, turns a region's
+    features, its area, a learned code of which region it is and the mean over the face into a
+    logit. Sharing is what makes it learn from few faces: a patch on the left cheek teaches about
+    one on the right.
+
+    Args:
+        layout: of the environment.
+        width: channels of the encoder.
+        keep: probability with which every region is kept before training.
+    """
+
+    def __init__(self, layout: Layout, width: int = 32, keep: float = 0.7):
+        super().__init__()
+        self.layout = layout
+        channels = layout.regions + layout.shape[0] - 1
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, width, 5, 2, 2),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+            nn.ReLU(),
+        )
+        self.code = nn.Parameter(torch.zeros(layout.bits, width))
+        self.decide = nn.Sequential(
+            nn.Linear(2 * width + 1, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        )
+        self.out = nn.Linear(width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.constant_(self.out.bias, torch.logit(torch.tensor(keep)).item())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Keep logits `(N, K)` of observations `(N, C, H, W)` uint8."""
+        # Half the resolution: nearest for region numbers, mean for colours.
+        regions = obs[:, 0, ::2, ::2].long()
+        onehot = F.one_hot(regions, self.layout.regions).permute(0, 3, 1, 2).float()
+        x = onehot
+        if obs.shape[1] > 1:
+            image = F.avg_pool2d(obs[:, 1:].float(), 2, ceil_mode=True)
+            x = torch.cat([onehot, image / 128 - 1], 1)
+        features = self.encoder(x)
+        share = F.adaptive_avg_pool2d(onehot[:, list(self.layout.selectable)], features.shape[2:])
+        share = share.flatten(2)
+        area = share.sum(2, keepdim=True)
+        inside = share @ features.flatten(2).transpose(1, 2) / area.clamp_min(1e-6)
+        whole = features.mean((2, 3))[:, None].expand_as(inside)
+        hidden = self.decide(torch.cat([inside, whole, area / share.shape[2]], 2)) + self.code
+        return self.out(F.relu(hidden)).squeeze(2)
+
+
+class FlatPolicy(nn.Module):
+    """A perceptron on the flattened observation, for environments without region maps."""
+
+    def __init__(self, layout: Layout, width: int = 64, keep: float = 0.5):
+        super().__init__()
+        self.layout = layout
+        size = torch.tensor(layout.shape).prod().item()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(int(size), width), nn.Tanh(), nn.Linear(width, layout.bits)
+        )
+        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
+        nn.init.constant_(self.net[-1].bias, torch.logit(torch.tensor(keep)).item())  # type: ignore[arg-type]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Keep logits `(N, K)` of observations `(N, ...)`."""
+        x = obs.float()
+        return self.net(x / 128 - 1 if obs.dtype == torch.uint8 else x)
+
+
+def make_policy(layout: Layout, width: int, keep: float) -> nn.Module:
+    """The network that fits the layout."""
+    return (RegionPolicy if layout.regions else FlatPolicy)(layout, width, keep)

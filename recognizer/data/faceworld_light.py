@@ -1,0 +1,140 @@
+"""From a flat drawing of the synthetic face world to a lit photograph and its label map."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from recognizer.data.faceworld_draw import (
+    CLOTH,
+    HAIR,
+    HAT,
+    L_EYE,
+    L_LIP,
+    NECK,
+    NECKLACE,
+    NOSE,
+    SIZE,
+    SKIN,
+    Identity,
+    Pose,
+)
+
+
+class Camera(Protocol):
+    """What of the configuration the photograph depends on."""
+
+    @property
+    def lighting(self) -> float: ...
+
+    @property
+    def noise(self) -> float: ...
+
+
+def majority(codes: np.ndarray) -> np.ndarray:
+    """The code that covers most of every 2 x 2 block."""
+    a, b, c, d = codes[::2, ::2], codes[::2, 1::2], codes[1::2, ::2], codes[1::2, 1::2]
+    first = (a == b) | (a == c) | (a == d)
+    return np.where(first, a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
+
+
+@lru_cache(maxsize=1)
+def _groups() -> np.ndarray:
+    """Which codes take the shading of the face, the neck and the hair: (3, 256) of 0 or 1."""
+    groups = np.zeros((3, 256), np.float32)
+    groups[0, [SKIN, NOSE, *range(L_EYE, L_LIP + 1)]] = 1  # eyes, brows, ears, mouth, lips
+    groups[0, [L_EYE, L_EYE + 1]] = 0.6
+    groups[1, [NECK, CLOTH, NECKLACE]] = 1, 0.35, 0.5
+    groups[2, [HAIR, HAT]] = 1, 0.8
+    return groups
+
+
+@lru_cache(maxsize=1)
+def _half_grid() -> np.ndarray:
+    """Canvas coordinates of every second pixel of the picture, (2, 56 * 56)."""
+    y, x = np.mgrid[: SIZE // 2, : SIZE // 2].astype(np.float32) * 4 + 2
+    return np.stack([x.ravel(), y.ravel()])
+
+
+def photograph(
+    pixels: np.ndarray,
+    codes: np.ndarray,
+    who: Identity,
+    pose: Pose,
+    rng: np.random.Generator,
+    camera: Camera,
+) -> np.ndarray:
+    """Shade the flat picture as if lit, and take it with a real camera."""
+    u = rng.uniform(-1, 1, 8).astype(np.float32)
+    half = SIZE // 2
+    inverse = cv2.invertAffineTransform(pose.placement()).astype(np.float32)
+    gx, gy = inverse[:, :2] @ _half_grid() + inverse[:, 2:]
+    side_light = 0.16 * camera.lighting * u[0]
+
+    blobs = _relief(who, pose)
+    dx, dy = (gx - blobs[:, :1]) / blobs[:, 2:3], (gy - blobs[:, 1:2]) / blobs[:, 3:4]
+    bumps = np.exp(-(dx * dx + dy * dy))
+    across = np.clip(gx / who.half_width, -1.3, 1.3)
+    form = blobs[:, 4] @ bumps - 0.2 * across**4 + side_light * across + 0.04
+    under_chin = -0.34 / (1 + np.exp((gy - who.chin - 5) / 2.5)) + 0.12 * side_light * across
+    gloss = 0.22 * np.exp(-(((gy - who.top - 9) / 6) ** 2)) - 0.1 * across**2 + side_light * across
+    fields = np.stack([form, under_chin, gloss, bumps[-2] + bumps[-1]], -1)
+    fields = cv2.resize(fields.reshape(half, half, 4), (SIZE, SIZE))
+
+    groups = _groups()
+    face = groups[0][codes]
+    gain = (
+        1
+        + face * fields[..., 0]
+        + groups[1][codes] * fields[..., 1]
+        + groups[2][codes] * fields[..., 2]
+    )
+    small = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    image = small[..., :3].astype(np.float32)
+    blush = face * fields[..., 3] * who.blush
+    image[..., :2] *= (1 - blush)[..., None]
+
+    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    slope = 0.22 * camera.lighting
+    gain *= (1 + slope * u[1] * ramp) * (1 + slope * u[2] * ramp)[:, None]
+    tint = 1 + camera.lighting * (0.18 * u[3] - 0.03 + 0.06 * u[4:7])
+    image *= gain[..., None] * tint
+
+    if camera.noise:
+        sigma = camera.noise * max(0.0, rng.random() * 2.0 - 0.9)
+        if sigma > 0.25:
+            cv2.GaussianBlur(image, (0, 0), sigma, dst=image)
+        grain = np.frombuffer(rng.bytes(2 * image.size), np.int8).reshape(2, *image.shape)
+        # the sum of two uniform bytes is close enough to a normal, and much faster to draw
+        strength = camera.noise * (0.5 + 4 * rng.random() ** 2) / 104.5
+        image += strength * (grain[0].astype(np.float32) + grain[1])
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+def _relief(who: Identity, pose: Pose) -> np.ndarray:
+    """Lit and shaded bumps of a face: x, y, radii and strength, (n, 5); cheeks come last."""
+    tip, eye_y, mouth = who.nose_tip, who.eye_y, who.mouth_y
+    both = [
+        (who.eye_x, eye_y - 2.0, 7.5, 4.5, -who.socket),
+        (who.eye_x * 0.45, eye_y + 1.0, 3.0, 5.0, -0.1),
+        (who.nose_width + 1.5, tip - 1.0, 2.2, 4.0, -0.09),
+        (who.mouth_width + 2.0, mouth, 2.5, 3.0, -0.06),
+        (17.0, tip - 2.0, 7.0, 6.0, 0.07),
+    ]
+    middle = [
+        (0.0, -25.0, 15.0, 9.0, 0.07),
+        (0.0, eye_y + 6.0, 1.8, 9.0, 0.09),
+        (0.0, tip - 0.5, 2.6, 2.2, 0.12),
+        (0.0, tip + 4.5, 5.0, 2.0, -0.12),
+        (0.0, mouth + who.lower_lip + 3.0, 6.5, 2.0, -0.12),
+        (0.0, who.chin - 5.0, 5.5, 3.5, 0.06),
+        (0.0, mouth + 4.0, who.half_width * 0.75, 12.0, -who.stubble),
+        (0.0, who.chin + 2.0, 30.0, 6.0, -0.12),
+    ]
+    cheeks = [(17.0, 10.0, 8.0, 6.0, 0.0), (-17.0, 10.0, 8.0, 6.0, 0.0)]
+    rows = np.array(middle + both + [(-x, *rest) for x, *rest in both] + cheeks)
+    rows[:, :2] = pose.turned(rows[:, :2], who.half_width, 2.0)
+    return rows.astype(np.float32)

@@ -152,6 +152,14 @@ def find_image(stem: Path) -> Path | None:
     """The file `stem` + one of `IMAGE_SUFFIXES`, or None when there is none."""
     for suffix in IMAGE_SUFFIXES:
         path = stem.with_name(stem.name + suffix)
-        if path.is_file():
+        if is_file(path):
             return path
     return None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; names that the system cannot hold name none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

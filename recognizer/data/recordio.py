@@ -169,7 +169,11 @@ class RecordFile:
             KeyError: No such key.
             DataError: The record is broken; the message names file, record and offset.
         """
-        return self._read(self._position(key))
+        return self._read(self.position(key))
+
+    def offset(self, key: int) -> int:
+        """Where the record of a key starts in the file, in bytes."""
+        return self.offsets.item(self.position(key))
 
     def unpack(self, key: int) -> tuple[IRHeader, bytes]:
         """Header and encoded image of a key; as `unpack(read(key))`, without the copies.
@@ -178,7 +182,7 @@ class RecordFile:
             KeyError: No such key.
             DataError: The record is broken; the message names file, record and offset.
         """
-        position = self._position(key)
+        position = self.position(key)
         offset, end = self.offsets.item(position), self._ends.item(position)
         if offset + _PART_AND_HEADER.size <= end:
             magic, lrec, flag, label, identifier, id2 = _PART_AND_HEADER.unpack_from(
@@ -263,7 +267,12 @@ class RecordFile:
         position = int(np.searchsorted(self.keys, key))
         return position if position < len(self.keys) and self.keys[position] == key else None
 
-    def _position(self, key: int) -> int:
+    def position(self, key: int) -> int:
+        """Where a key is in `keys` and `offsets`.
+
+        Raises:
+            KeyError: No such key.
+        """
         position = self._find(key)
         if position is None:
             raise KeyError(f"{self.path} has no record {key}; {self._extent()}")

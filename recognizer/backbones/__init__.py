@@ -14,6 +14,7 @@ from recognizer.backbones.ir import IR
 from recognizer.backbones.iresnet import IResNet
 from recognizer.backbones.mobilefacenet import MobileFaceNet
 from recognizer.backbones.resnet29 import ResNet29
+from recognizer.backbones.tiny import TinyIR
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "ir_18": partial(IR, 18),
@@ -27,6 +28,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "iresnet100": partial(IResNet, 100),
     "mobilefacenet": MobileFaceNet,
     "resnet29": ResNet29,
+    "ir_tiny": TinyIR,
 }
 
 

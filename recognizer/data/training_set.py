@@ -1,0 +1,153 @@
+"""Face sets as training wants them: batches by lists of indices, some images of a person held out.
+
+Sets in memory are gathered, sets in files are decoded batch by batch, in threads or in the worker
+processes of a `DataLoader`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from recognizer.data.face_records import FaceRecords
+from recognizer.data.faces import FaceSet
+from recognizer.data.faceworld import FaceWorldConfig, load_faceworld
+from recognizer.data.folder import FaceFolder, read_folder, read_list
+from recognizer.data.images import decode_images
+
+# At most this many faces of the embedded world are judged at a validation.
+_FACEWORLD_HELD_OUT = 2000
+
+
+class TrainingSet(Protocol):
+    """Faces that can be read in batches.
+
+    Attributes:
+        labels: class of every face, int64 `(N,)`.
+        classes: number of classes.
+    """
+
+    labels: np.ndarray
+    classes: int
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        """Images uint8 BGR `(B, 3, H, W)` and labels int64 `(B,)` of a list of indices."""
+        ...
+
+
+class MemorySet:
+    """A `FaceSet`, in memory or memory-mapped, as a `TrainingSet`."""
+
+    def __init__(self, faces: FaceSet):
+        self.faces, self.classes = faces, faces.classes
+        self.labels = faces.labels.numpy()
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        return self.faces.images[rows], self.faces.labels[rows]
+
+
+class RecordSet:
+    """A RecordIO file as a `TrainingSet`."""
+
+    def __init__(self, records: FaceRecords):
+        self.records, self.labels, self.classes = records, records.labels, records.num_classes
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        return self.records.decode(indices, threads=_threads())
+
+
+class FolderSet:
+    """A folder of images as a `TrainingSet`."""
+
+    def __init__(self, folder: FaceFolder):
+        self.folder, self.labels, self.classes = folder, folder.labels, len(folder.names)
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        paths = [self.folder.paths[i] for i in indices]
+        images, _, _ = decode_images(
+            lambda i: paths[i].read_bytes(), [str(path) for path in paths], threads=_threads()
+        )
+        return images, torch.from_numpy(self.labels[np.asarray(indices)])
+
+
+class _Part:
+    def __init__(self, whole: TrainingSet, rows: np.ndarray):
+        self.whole, self.rows = whole, rows
+        self.labels, self.classes = whole.labels[rows], whole.classes
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        return self.whole[self.rows[np.asarray(indices)].tolist()]
+
+
+def _threads() -> int:
+    """One in a worker process, of which there are several; else one for every core."""
+    return 1 if get_worker_info() is not None else 0
+
+
+def open_training_set(
+    data: str, hold_out: int = 0, faceworld_images: int = 40
+) -> tuple[TrainingSet, FaceSet | None]:
+    """Open a face set, and split off images to judge class by class.
+
+    Args:
+        data: `faceworld`, or `faceworld-clean` without what misleads; a `.rec` file or a folder with `train.rec`; a `.lst` file; or a folder
+            of `NAME/*.jpg`.
+        hold_out: images a person to hold out; people keep at least two, so some give fewer or
+            none. The same ones whatever the seed of training. For the embedded world, any number
+            above zero stands for its validation split, clean or not.
+        faceworld_images: pictures a person of the embedded world.
+
+    Returns:
+        The training part, and the held-out images or None when there are none.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: nothing this can read; says what is expected.
+    """
+    if data in ("faceworld", "faceworld-clean"):
+        config = FaceWorldConfig().clean() if data == "faceworld-clean" else None
+        whole = MemorySet(load_faceworld("train", faceworld_images, config=config))
+        if not hold_out:
+            return whole, None
+        faces = load_faceworld("val")
+        n = _FACEWORLD_HELD_OUT  # the first ones show everybody equally often
+        return whole, FaceSet(faces.images[:n], faces.labels[:n], faces.names)
+    return split(_open_files(Path(data)), hold_out)
+
+
+def _open_files(path: Path) -> TrainingSet:
+    if path.suffix == ".rec" or (path / "train.rec").is_file():
+        return RecordSet(FaceRecords(path))
+    if path.suffix == ".lst":
+        return FolderSet(read_list(path, check_images=True))
+    if path.is_dir():
+        return FolderSet(read_folder(path, check_images=True))
+    raise FileNotFoundError(
+        f"no faces at {str(path)!r}; expected faceworld, faceworld-clean, a .rec file or a folder with "
+        "train.rec, a .lst file, or a folder of NAME/*.jpg"
+    )
+
+
+def split(whole: TrainingSet, hold_out: int) -> tuple[TrainingSet, FaceSet | None]:
+    """Hold out up to `hold_out` random images a person, leaving everybody at least two."""
+    if not hold_out:
+        return whole, None
+    shuffled = np.random.default_rng(0).permutation(len(whole.labels))
+    order = shuffled[np.argsort(whole.labels[shuffled], kind="stable")]  # people together
+    labels = whole.labels[order]
+    counts = np.bincount(labels, minlength=whole.classes)
+    place = np.arange(len(order)) - np.searchsorted(labels, labels)  # within a person
+    held = place < np.minimum(hold_out, counts - 2)[labels]
+    if not held.any():
+        raise ValueError(
+            f"nobody has the 3 images it takes to hold out one; the {len(np.unique(labels))} "
+            f"people have {counts.max()} at most: set hold_out to 0"
+        )
+    images, classes = whole[np.sort(order[held]).tolist()]
+    names = [str(i) for i in range(whole.classes)]
+    return _Part(whole, np.sort(order[~held])), FaceSet(images, classes, names)

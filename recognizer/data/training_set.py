@@ -95,8 +95,8 @@ def open_training_set(
     """Open a face set, and split off images to judge class by class.
 
     Args:
-        data: `faceworld`, or `faceworld-clean` without what misleads; a `.rec` file or a folder with `train.rec`; a `.lst` file; or a folder
-            of `NAME/*.jpg`.
+        data: `faceworld`, or `faceworld-clean` without what misleads; a `.rec` file or a folder
+            with `train.rec`; a `.lst` file; or a folder of `NAME/*.jpg`.
         hold_out: images a person to hold out; people keep at least two, so some give fewer or
             none. The same ones whatever the seed of training. For the embedded world, any number
             above zero stands for its validation split, clean or not.
@@ -128,8 +128,8 @@ def _open_files(path: Path) -> TrainingSet:
     if path.is_dir():
         return FolderSet(read_folder(path, check_images=True))
     raise FileNotFoundError(
-        f"no faces at {str(path)!r}; expected faceworld, faceworld-clean, a .rec file or a folder with "
-        "train.rec, a .lst file, or a folder of NAME/*.jpg"
+        f"no faces at {str(path)!r}; expected faceworld, faceworld-clean, a .rec file "
+        "or a folder with train.rec, a .lst file, or a folder of NAME/*.jpg"
     )
 
 

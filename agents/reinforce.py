@@ -1,6 +1,7 @@
 """REINFORCE for one-step keep/drop decisions, with a self-critical baseline."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Reinforce:
             self._obs, self._info = self.env.reset(seed=self.seed)
         while self.steps < steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.options.lr * (1 + np.cos(np.pi * self.steps / steps)) / 2
+                group["lr"] = self.options.lr * (1 + math.cos(math.pi * self.steps / steps)) / 2
             metrics = self._update()
             if callback is not None:
                 callback(self.steps, metrics)

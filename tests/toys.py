@@ -9,7 +9,7 @@ from sarface_env.scorers import Score
 
 
 def toy_faces(n: int = 12, size: int = 16, seed: int = 0, classes: int = 4) -> FaceSet:
-    """Random images whose label maps are random rectangles of random classes."""
+    """Blotchy images whose label maps are random rectangles of random classes."""
     rng = np.random.default_rng(seed)
     parsing = np.zeros((n, size, size), np.uint8)
     for face in parsing:
@@ -17,7 +17,10 @@ def toy_faces(n: int = 12, size: int = 16, seed: int = 0, classes: int = 4) -> F
         for _ in range(6):
             y, x = rng.integers(0, size - 3, 2)
             face[y : y + rng.integers(1, 6), x : x + rng.integers(1, 6)] = rng.integers(0, 19)
-    images = rng.integers(0, 256, (n, 3, size, size), dtype=np.uint8)
+    # Bright and dark areas, so that some regions are worth keeping and others are not.
+    areas = rng.integers(20, 236, (n, 1, 4, 4)).repeat(-(-size // 4), 2).repeat(-(-size // 4), 3)
+    noise = rng.integers(-20, 20, (n, 3, size, size))
+    images = (areas[:, :, :size, :size] + noise).astype(np.uint8)
     return FaceSet(
         torch.from_numpy(images),
         torch.from_numpy(rng.integers(0, classes, n)),

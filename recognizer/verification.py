@@ -6,7 +6,7 @@ the order of the file. Confidence intervals resample people, because the pairs o
 not independent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
+
+from recognizer.data.verification_sets import PairSet
 
 FARS = (1e-3, 1e-4)
 
@@ -118,10 +120,12 @@ def verify(
     judge = _Judge(distance, same, folds)
     metrics, accuracy, thresholds, roc = judge(np.ones((1, len(same))))
     weights = _bootstrap_weights(same, people, samples, np.random.default_rng(seed))
-    chunks = [judge(weights[i : i + 32])[0] for i in range(0, samples, 32)]
+    # In a small set, a sample can miss one kind of pair; nothing can be said of it.
+    weights = weights[(weights @ same > 0) & (weights @ ~same > 0)]
+    chunks = [judge(weights[i : i + 32])[0] for i in range(0, len(weights), 32)]
     intervals = {}
-    for key in metrics if samples else ():
-        low, high = np.nanpercentile(np.concatenate([c[key] for c in chunks]), [2.5, 97.5])
+    for key in metrics if chunks else ():
+        low, high = np.percentile(np.concatenate([c[key] for c in chunks]), [2.5, 97.5])
         intervals[key] = (float(low), float(high))
     return Verification(
         metrics={key: float(value[0]) for key, value in metrics.items()},
@@ -134,14 +138,15 @@ def verify(
     )
 
 
-def contiguous_folds(pairs: int, folds: int = 10) -> np.ndarray:
-    """Folds of a `.bin` file, which does not name them: equal runs in file order, `(pairs,)`."""
-    return np.arange(pairs) * folds // pairs
-
-
-def person_indices(names: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Indices `(N, 2)` of the people named in every pair."""
-    return np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1, 2)
+def verify_set(
+    embeddings: Tensor, pairs: PairSet, samples: int = 1000, seed: int = 0
+) -> Verification:
+    """`verify` for a verification set, given the embeddings `(N, D)` of its images."""
+    people = None
+    if pairs.people is not None:
+        people = np.unique(pairs.people, return_inverse=True)[1][pairs.pairs]
+    distance = pair_distances(embeddings, pairs.pairs)
+    return verify(distance, pairs.issame, pairs.fold, people, samples, seed)
 
 
 def _bootstrap_weights(
@@ -175,8 +180,7 @@ class _Judge:
         accuracy, best = self._fold_accuracy(weights)
         far = self._cumulate(weights * ~self.same)
         tar = self._cumulate(weights * self.same)
-        with np.errstate(invalid="ignore"):  # a sample of few people may miss one kind of pair
-            far, tar = far / far[:, -1:], tar / tar[:, -1:]
+        far, tar = far / far[:, -1:], tar / tar[:, -1:]
         metrics = {"accuracy": np.nanmean(accuracy, 1)}
         for target in FARS:
             metrics[f"tar@far={target:g}"] = np.where(far <= target, tar, 0).max(1)

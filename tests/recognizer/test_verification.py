@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from recognizer.data.verification_sets import PairSet
 from recognizer.recognizer import InputSpec, Recognizer
 from recognizer.verification import (
-    contiguous_folds,
     embed_flipped,
     pair_distances,
-    person_indices,
     verify,
+    verify_set,
 )
 
 
@@ -110,7 +110,7 @@ def test_pairs_of_few_people_are_less_certain_than_pairs_of_many() -> None:
     same = np.tile([True, False], 200)
     distance = np.where(same == easy[people], 0.5, 1.5) + 0.1 * rng.random(400)
     both = np.stack([people, np.where(same, people, people + 20)], 1)
-    folds = contiguous_folds(400)
+    folds = np.arange(400) // 40
 
     def width(people):
         low, high = verify(distance, same, folds, people, samples=300).intervals["accuracy"]
@@ -150,6 +150,15 @@ def test_flip_augmented_embedding() -> None:
     np.testing.assert_allclose(pair_distances(torch.eye(3), pairs), [2.0])
 
 
-def test_folds_and_people_of_files() -> None:
-    assert contiguous_folds(20).tolist() == [i // 2 for i in range(20)]
-    assert person_indices([("b", "a"), ("b", "b")]).tolist() == [[1, 0], [1, 1]]
+def test_verifies_a_set_over_its_people() -> None:
+    # Two people in each fold; the wrong pairs lie twice as far apart as the right ones.
+    embeddings = torch.tensor([[0.0], [1], [3], [4], [10], [11], [13], [14]])
+    pairs = np.array([[0, 1], [1, 2], [4, 5], [5, 6]])
+    same = np.array([True, False, True, False])
+    people = ["a", "a", "b", "b", "c", "c", "d", "d"]
+    folds = np.array([0, 0, 1, 1])
+    result = verify_set(embeddings, PairSet("toy", [b""] * 8, pairs, same, folds, people))
+    assert result.metrics["accuracy"] == 1
+    assert result.resampled == "people"
+    assert result.thresholds.tolist() == [2.5, 2.5]
+    assert verify_set(embeddings, PairSet("toy", [], pairs, same, folds)).resampled == "pairs"

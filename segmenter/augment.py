@@ -147,5 +147,5 @@ def _degrade(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.25:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))]
         encoded = cv2.imencode(".jpg", np.clip(pixels, 0, 255).astype(np.uint8), quality)[1]
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR).astype(np.float32)
+        pixels = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.float32)
     return pixels

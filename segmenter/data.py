@@ -13,9 +13,6 @@ from tqdm import tqdm
 from segmenter.labels import CLASSES
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MAX_PIXELS = 1 << 26
-"""Larger images are refused before they are decoded: a small file can claim to be gigantic."""
-
 _ORIGINAL_IMAGES, _ORIGINAL_MASKS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 
 
@@ -155,17 +152,20 @@ def _read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
                 f"{image.shape[1]}x{image.shape[0]}"
             )
         return image, mask
-    mask = None
+    merged: np.ndarray | None = None
     for label in sorted(sample.mask):  # later classes lie on top of earlier ones
         part = _decode(sample.mask[label], cv2.IMREAD_GRAYSCALE)
-        mask = np.zeros(part.shape, np.uint8) if mask is None else mask
-        if part.shape != mask.shape:
-            raise ValueError(f"{sample.mask[label]}: its size {part.shape} is not {mask.shape}")
-        mask[part > 127] = label
-    assert mask is not None
-    if mask.shape[0] * image.shape[1] != mask.shape[1] * image.shape[0]:
-        raise ValueError(f"{sample.image}: image {image.shape[:2]} and masks {mask.shape} differ")
-    return image, mask
+        if merged is None:
+            merged = np.zeros(part.shape, np.uint8)
+        if part.shape != merged.shape:
+            raise ValueError(f"{sample.mask[label]}: its size {part.shape} is not {merged.shape}")
+        merged[part > 127] = label
+    assert merged is not None
+    if merged.shape[0] * image.shape[1] != merged.shape[1] * image.shape[0]:
+        raise ValueError(
+            f"{sample.image}: image {image.shape[:2]} and masks {merged.shape} differ in shape"
+        )
+    return image, merged
 
 
 def _find_compact(root: Path) -> tuple[list[Sample], list[str]]:
@@ -178,7 +178,7 @@ def _find_compact(root: Path) -> tuple[list[Sample], list[str]]:
 
 def _find_original(root: Path) -> tuple[list[Sample], list[str]]:
     parts: dict[int, dict[int, Path]] = {}
-    problems = []
+    problems: list[str] = []
     for path in sorted((root / _ORIGINAL_MASKS).glob("*/*.png")):
         number, _, name = path.stem.partition("_")
         if not number.isdecimal() or name not in CLASSES:
@@ -189,8 +189,8 @@ def _find_original(root: Path) -> tuple[list[Sample], list[str]]:
         parts.setdefault(int(number), {})[CLASSES.index(name)] = path
     images = {int(p.stem): p for p in _images_in(root / _ORIGINAL_IMAGES) if p.stem.isdecimal()}
     problems += [f"{images[n]}: no masks" for n in sorted(images.keys() - parts.keys())]
-    for number in sorted(parts.keys() - images.keys()):
-        problems.append(f"{next(iter(parts[number].values()))}: no image {number}.jpg")
+    for orphan in sorted(parts.keys() - images.keys()):
+        problems.append(f"{next(iter(parts[orphan].values()))}: no image {orphan}.jpg")
     common = sorted(images.keys() & parts.keys())
     return [Sample(f"{n:05d}", images[n], parts[n]) for n in common], problems
 

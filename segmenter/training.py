@@ -114,7 +114,7 @@ def train(options: SegmenterTraining) -> dict:
     split = {name: data.subset(index) for name, index in parts.items()}
 
     torch.manual_seed(options.seed)
-    model = LightParser().to(device, memory_format=torch.channels_last)
+    model = LightParser().to(device)
     if options.init:
         model.load_state_dict(load_file(options.init))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
@@ -127,7 +127,7 @@ def train(options: SegmenterTraining) -> dict:
     faces = len(split["train"])
     steps = math.ceil(faces / options.batch)
     with SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer:
-        bar = tqdm(range(start, options.epochs), "training", options.epochs, start, unit="epoch")
+        bar = tqdm(range(start, options.epochs), "training", unit="epoch")
         for epoch in bar:
             losses = []
             for step, (images, masks) in enumerate(_batches(split["train"], options, epoch)):
@@ -263,7 +263,7 @@ def _log(
 
 
 def _final_report(folder: Path, data: ParsingData, size: int, device: torch.device) -> dict:
-    model = LightParser().to(device, memory_format=torch.channels_last)
+    model = LightParser().to(device)
     model.load_state_dict(load_file(folder / "best.safetensors"))
     report, predicted = evaluate(model, data, size)
     _write(folder / "test.json", report)

@@ -87,20 +87,21 @@ class _BasicBlock(nn.Module):
         return F.relu(x + shortcut, inplace=True)
 
 
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [_BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(_BasicBlock(inputs, outputs, stride), *rest)
+
+
 class _ResNet(nn.Module):
     def __init__(self, depth: int, classifier: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        inputs = 64
-        for index, blocks in enumerate(DEPTHS[depth]):
-            outputs = 64 << index
-            stage = [
-                _BasicBlock(outputs if i else inputs, outputs, 2 if index and not i else 1)
-                for i in range(blocks)
-            ]
-            setattr(self, f"layer{index + 1}", nn.Sequential(*stage))
-            inputs = outputs
+        first, second, third, fourth = DEPTHS[depth]
+        self.layer1 = _stage(64, 64, first, stride=1)
+        self.layer2 = _stage(64, 128, second, stride=2)
+        self.layer3 = _stage(128, 256, third, stride=2)
+        self.layer4 = _stage(256, 512, fourth, stride=2)
         if classifier:
             self.fc = nn.Linear(512, 1000)
 

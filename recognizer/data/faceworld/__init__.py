@@ -10,7 +10,6 @@ The same (seed, identity, index) and configuration give the same picture, in any
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,13 +18,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from recognizer.data.faces import FaceSet
-from recognizer.data.faceworld_render import (
+from recognizer.data.faceworld.render import (
     NUISANCES,
     VERSION,
     FaceWorld,
@@ -178,24 +176,3 @@ def contact_sheet(world: FaceWorld, columns: int = 10, rows: int = 4, first: int
         lines.append(np.hstack([s.image for s in samples]))
         lines.append(np.hstack([PALETTE[s.labels] for s in samples]))
     return np.vstack(lines)
-
-
-def main() -> None:
-    """Draw a contact sheet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sheet", type=Path, required=True, help="picture file to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world (default 0)")
-    parser.add_argument("--columns", type=int, default=10, help="people (default 10)")
-    parser.add_argument("--rows", type=int, default=4, help="images of each person (default 4)")
-    parser.add_argument("--clean", action="store_true", help="without occluders and other faces")
-    arguments = parser.parse_args()
-    config = FaceWorldConfig().clean() if arguments.clean else FaceWorldConfig()
-    world = FaceWorld(arguments.seed, max(200, arguments.columns), config)
-    sheet = contact_sheet(world, arguments.columns, arguments.rows)
-    if not cv2.imwrite(str(arguments.sheet), sheet):
-        parser.error(f"cannot write {arguments.sheet}; does its folder exist?")
-    print(f"{arguments.columns} people, {arguments.rows} images each: {arguments.sheet}")
-
-
-if __name__ == "__main__":
-    main()

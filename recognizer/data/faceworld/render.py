@@ -1,8 +1,4 @@
-"""People of the synthetic face world and their pictures; `faceworld` explains the world.
-
-Pictures are drawn flat, back to front, by `faceworld_draw` (the face) and `faceworld_scene` (what
-surrounds and covers it), and then lit by `faceworld_light`.
-"""
+"""The world itself: a population, its configuration, and one picture from back to front."""
 
 from __future__ import annotations
 
@@ -15,12 +11,14 @@ from dataclasses import dataclass, fields, replace
 import cv2
 import numpy as np
 
-from recognizer.data import faceworld_scene as scene
-from recognizer.data.faceworld_draw import Canvas, Identity, Pose, draw_ears, draw_head
-from recognizer.data.faceworld_light import majority, photograph
+from recognizer.data.faceworld import occluders, scene
+from recognizer.data.faceworld.canvas import Canvas
+from recognizer.data.faceworld.head import draw_ears, draw_head
+from recognizer.data.faceworld.light import majority, photograph
+from recognizer.data.faceworld.people import Identity, Pose
 
 _CHUNK = 64
-VERSION = 1  # raise whenever the same arguments give other pixels: caches depend on it
+VERSION = 2  # raise whenever the same arguments give other pixels: caches depend on it
 
 NUISANCES = (
     "hair",
@@ -143,10 +141,17 @@ class FaceWorld:
         who, config = self.identity(identity), self.config
 
         def stream(part: int) -> np.random.Generator:
-            """One generator a part: switching a part off leaves all others as they were."""
-            return np.random.default_rng([self.seed, identity, index, part])
+            """The generator moved to where a part's numbers are.
 
-        rng = stream(0)
+            Switching a part off so leaves all others as they were, without a generator for each.
+            """
+            bits.state = state
+            bits.advance(part << 64)
+            return rng
+
+        bits = np.random.PCG64([self.seed, identity, index])
+        state = bits.state
+        rng = np.random.Generator(bits)
         odds = [getattr(config, f"{name}_p") for name in NUISANCES]
         present = rng.random(len(NUISANCES)) < odds
         has = dict(zip(NUISANCES, present.tolist(), strict=True))
@@ -179,11 +184,11 @@ class FaceWorld:
         if has["patch"]:
             parts = stream(10)
             two = bool(parts.random() < config.double_patch)
-            scene.draw_patches(canvas, who, others[1], pose, parts, config.severity, two)
+            occluders.draw_patches(canvas, who, others[1], pose, parts, config.severity, two)
         if has["scarf"]:
-            scene.draw_scarf(canvas, who, others[2], stream(11), config.severity)
+            occluders.draw_scarf(canvas, who, others[2], stream(11), config.severity)
         if has["object"]:
-            scene.draw_object(canvas, who, others[3].skin, stream(12), config.severity)
+            occluders.draw_object(canvas, who, others[3].skin, stream(12), config.severity)
 
         codes = majority(canvas.pixels[..., 3])
         image = photograph(canvas.pixels, codes, who, pose, stream(13), config)

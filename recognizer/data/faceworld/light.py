@@ -8,7 +8,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from recognizer.data.faceworld_draw import (
+from recognizer.data.faceworld.canvas import (
     CLOTH,
     HAIR,
     HAT,
@@ -19,9 +19,8 @@ from recognizer.data.faceworld_draw import (
     NOSE,
     SIZE,
     SKIN,
-    Identity,
-    Pose,
 )
+from recognizer.data.faceworld.people import Identity, Pose
 
 
 class Camera(Protocol):
@@ -37,8 +36,11 @@ class Camera(Protocol):
 def majority(codes: np.ndarray) -> np.ndarray:
     """The code that covers most of every 2 x 2 block."""
     a, b, c, d = codes[::2, ::2], codes[::2, 1::2], codes[1::2, ::2], codes[1::2, 1::2]
-    first = (a == b) | (a == c) | (a == d)
-    return np.where(first, a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
+    result = a.copy()
+    alone = np.nonzero((a != b) & (a != c) & (a != d))
+    b, c, d = b[alone], c[alone], d[alone]
+    result[alone] = np.where((b == c) | (b == d), b, np.where(c == d, c, a[alone]))
+    return result
 
 
 @lru_cache(maxsize=1)
@@ -50,6 +52,12 @@ def _groups() -> np.ndarray:
     groups[1, [NECK, CLOTH, NECKLACE]] = 1, 0.35, 0.5
     groups[2, [HAIR, HAT]] = 1, 0.8
     return groups
+
+
+@lru_cache(maxsize=1)
+def _grain() -> np.ndarray:
+    """Normal noise to cut pieces from; drawing it anew for every picture costs too much time."""
+    return np.random.default_rng(0).standard_normal(1 << 20, np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -75,8 +83,12 @@ def photograph(
     side_light = 0.16 * camera.lighting * u[0]
 
     blobs = _relief(who, pose)
-    dx, dy = (gx - blobs[:, :1]) / blobs[:, 2:3], (gy - blobs[:, 1:2]) / blobs[:, 3:4]
-    bumps = np.exp(-(dx * dx + dy * dy))
+    bumps = (gx - blobs[:, :1]) * (1 / blobs[:, 2:3])
+    dy = (gy - blobs[:, 1:2]) * (1 / blobs[:, 3:4])
+    bumps *= bumps
+    dy *= dy
+    bumps += dy
+    np.exp(np.negative(bumps, out=bumps), out=bumps)
     across = np.clip(gx / who.half_width, -1.3, 1.3)
     form = blobs[:, 4] @ bumps - 0.2 * across**4 + side_light * across + 0.04
     under_chin = -0.34 / (1 + np.exp((gy - who.chin - 5) / 2.5)) + 0.12 * side_light * across
@@ -85,13 +97,10 @@ def photograph(
     fields = cv2.resize(fields.reshape(half, half, 4), (SIZE, SIZE))
 
     groups = _groups()
-    face = groups[0][codes]
-    gain = (
-        1
-        + face * fields[..., 0]
-        + groups[1][codes] * fields[..., 1]
-        + groups[2][codes] * fields[..., 2]
-    )
+    face = cv2.LUT(codes, groups[0])
+    gain = 1 + face * fields[..., 0]
+    gain += cv2.LUT(codes, groups[1]) * fields[..., 1]
+    gain += cv2.LUT(codes, groups[2]) * fields[..., 2]
     small = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     image = small[..., :3].astype(np.float32)
     blush = face * fields[..., 3] * who.blush
@@ -107,11 +116,11 @@ def photograph(
         sigma = camera.noise * max(0.0, rng.random() * 2.0 - 0.9)
         if sigma > 0.25:
             cv2.GaussianBlur(image, (0, 0), sigma, dst=image)
-        grain = np.frombuffer(rng.bytes(2 * image.size), np.int8).reshape(2, *image.shape)
-        # the sum of two uniform bytes is close enough to a normal, and much faster to draw
-        strength = camera.noise * (0.5 + 4 * rng.random() ** 2) / 104.5
-        image += strength * (grain[0].astype(np.float32) + grain[1])
-    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+        pool = _grain()
+        start = int(rng.integers(len(pool) - image.size))
+        strength = np.float32(camera.noise * (0.5 + 4 * rng.random() ** 2))
+        image += strength * pool[start : start + image.size].reshape(image.shape)
+    return cv2.convertScaleAbs(np.maximum(image, 0, out=image))
 
 
 def _relief(who: Identity, pose: Pose) -> np.ndarray:

@@ -16,7 +16,6 @@ from recognizer.data.occlusion import OCCLUSIONS, occlude
 from recognizer.data.verification_sets import read_pair_set
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer, recognizer_names
-from recognizer.recognizer import Recognizer
 from recognizer.verification import FARS, Verification, embed_flipped, verify_set
 
 EPILOG = """\
@@ -49,13 +48,14 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         recognizer = load_recognizer(options.recognizer, options.device)
-        rows = [row for path in options.data for row in _run(recognizer, path, options)]
+        engine = InferenceEngine(recognizer)
+        rows = [row for path in options.data for row in _run(engine, path, options)]
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print()
     _print(rows)
     path = write_results(
-        "verification",
+        options.name,
         {"recognizer": recognizer.info, "seed": options.seed, "rows": [_as_json(r) for r in rows]},
     )
     _plot(rows, recognizer.name).savefig(path.with_suffix(".png"), dpi=150)
@@ -84,16 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         "--folds", nargs="+", type=int, metavar="N", help="use only these folds, counted from 1"
     )
     parser.add_argument("--seed", type=int, default=0, help="of occluders and bootstrap")
+    parser.add_argument("--name", default="verification", help="of the result files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser
 
 
-def _run(recognizer: Recognizer, path: Path, options: argparse.Namespace) -> list[Row]:
+def _run(engine: InferenceEngine, path: Path, options: argparse.Namespace) -> list[Row]:
     pairs = read_pair_set(path)
     if options.folds:
         pairs = pairs.only_folds([fold - 1 for fold in options.folds])
-    images, alignment = chips(pairs, recognizer.spec.size, path)
-    engine = InferenceEngine(recognizer)
+    images, alignment = chips(pairs, engine.recognizer.spec.size, path)
     rows = []
     for kind in ["none", *options.occlusion]:
         seen = images if kind == "none" else _occluded(images, kind, options.seed)

@@ -23,7 +23,11 @@ CLASSES: tuple[str, ...] = (
     "neck",
     "cloth",
 )
-"""Class names in CelebAMask-HQ order; a label map holds indices into this tuple."""
+"""Class names in CelebAMask-HQ order; a label map holds indices into this tuple.
+
+`l_` and `r_` are the person's left and right (and `l_lip` is the lower lip): in the picture of a
+face looking at the camera, `l_eye` lies to the right of `r_eye`.
+"""
 
 RARE_CLASSES: tuple[str, ...] = ("hat", "ear_r", "neck_l")
 """Classes present in few faces, left out of the mean over the sixteen common ones."""

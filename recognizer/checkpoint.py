@@ -110,14 +110,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            claimed, size = sum(item.file_size for item in archive.infolist()), path.stat().st_size
-        if claimed > size:
-            raise ValueError(f"{path}: claims to unpack to {claimed} bytes but is {size} bytes")
+    size = claimed = path.stat().st_size
+    contents: Any = None
     try:
-        with torch.serialization.safe_globals(list(_INERT)):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                claimed = sum(item.file_size for item in archive.infolist())
+        if claimed <= size:
+            with torch.serialization.safe_globals(list(_INERT)):
+                contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way it likes
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
@@ -128,6 +129,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"{path}: damaged, or neither a safetensors nor a PyTorch file of weights "
             f"({type(error).__name__})"
         ) from None
+    if claimed > size:
+        raise ValueError(f"{path}: claims to unpack to {claimed} bytes but has only {size}")
     if not isinstance(contents, Mapping):
         raise ValueError(f"{path}: holds a {type(contents).__name__}, expected a dict of weights")
     return dict(contents)

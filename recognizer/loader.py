@@ -141,9 +141,9 @@ def _assemble(
             f"{path}: class weights of length {head.weight.shape[1]} for embeddings of {dim}"
         )
     for key, value in backbone.state_dict().items():
-        # Only batch counters can be absent by now.
-        tensor = state.get(key, torch.zeros(value.shape))
-        state[key] = tensor.to(value.dtype)
+        if key not in state:  # by now, only batch counters can be absent
+            state[key] = torch.zeros(value.shape)
+        state[key] = state[key].to(value.dtype)
     backbone.load_state_dict(state, assign=True)
     return Recognizer(backbone, spec, head, name)
 

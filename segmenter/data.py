@@ -1,6 +1,7 @@
 """Face-parsing data on disk: the compact folder form and the original CelebAMask-HQ layout."""
 
 import hashlib
+import struct
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,15 +203,25 @@ def _images_in(folder: Path) -> list[Path]:
 def _decode(path: Path, flags: int) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    data = path.read_bytes()
+    _refuse_bombs(path, data)
     image = None
-    if path.stat().st_size:
+    if data:
         try:
-            image = cv2.imread(str(path), flags)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:  # OpenCV refuses absurd sizes by raising
             raise ValueError(f"{path}: cannot be decoded ({error.err})") from None
     if image is None:
         raise ValueError(f"{path}: not an image, or a damaged one")
     return image
+
+
+def _refuse_bombs(path: Path, data: bytes) -> None:
+    """Raise when a PNG announces more pixels than its bytes can hold (deflate: 1032 to one)."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
+        if width * height > 8 * 1032 * len(data):  # eight one-bit pixels in a byte
+            raise ValueError(f"{path}: {len(data)} bytes cannot hold {width}x{height} pixels")
 
 
 def _shrink(image: np.ndarray, size: int) -> int:

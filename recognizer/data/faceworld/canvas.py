@@ -81,6 +81,8 @@ class Canvas:
         self.pixels = pixels
         self.placement = placement
         self.unit = float(np.hypot(placement[0, 0], placement[1, 0]))
+        fixed = placement * (1 << _SHIFT)
+        self._linear, self._offset = np.ascontiguousarray(fixed[:, :2].T), fixed[:, 2] + 0.5
         self.code: int | None = None
         self.kind = 0
 
@@ -98,8 +100,7 @@ class Canvas:
 
     def vertices(self, points: np.ndarray) -> np.ndarray:
         """Canvas coordinates of `points` as fixed-point integers."""
-        p = points @ self.placement[:, :2].T + self.placement[:, 2]
-        return np.rint(p * (1 << _SHIFT)).astype(np.int32)
+        return np.floor(points @ self._linear + self._offset).astype(np.int32)
 
     def scalar(self, colour: np.ndarray, label: int) -> tuple[float, float, float, float]:
         """The four channels of a shape."""

@@ -18,7 +18,7 @@ from recognizer.data.faceworld.light import majority, photograph
 from recognizer.data.faceworld.people import Identity, Pose
 
 _CHUNK = 64
-VERSION = 2  # raise whenever the same arguments give other pixels: caches depend on it
+VERSION = 3  # raise whenever the same arguments give other pixels: caches depend on it
 
 NUISANCES = (
     "hair",
@@ -249,7 +249,7 @@ def _sample_pose(rng: np.random.Generator, config: FaceWorldConfig) -> Pose:
     u = rng.random(3)
     return Pose(
         roll=0.07 * p * n[0],
-        scale=float(np.clip(1 + p * (0.08 * n[1] + 0.09), 0.85, 1.35)),
+        scale=float(np.clip(1 + p * (0.09 * n[1] + 0.15), 0.85, 1.4)),
         x=2.0 * p * n[2],
         y=p * (2.4 * n[3] + 1.5),
         yaw=float(np.clip(0.15 * p * n[4], -0.42, 0.42)),

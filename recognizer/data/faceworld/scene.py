@@ -54,7 +54,7 @@ _HAIR_ODDS = np.array([0.2, 0.2, 0.15, 0.12, 0.09, 0.07, 0.06, 0.05, 0.03, 0.03]
 def any_colour(rng: np.random.Generator) -> np.ndarray:
     """A colour for cloth, hats and backgrounds: mostly muted, sometimes vivid."""
     base = rng.uniform(25, 235, 3)
-    return mix(base, np.full(3, base.mean()), rng.uniform(0.0, 0.8))
+    return mix(base, np.full(3, base.mean()), rng.uniform(0.1, 0.95))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ def draw_background(canvas: Canvas, rng: np.random.Generator, clutter: float) ->
     """Out-of-focus blobs of colour and, with `clutter` in [0, 1], sharper shapes before them."""
     cells = int(rng.integers(2, 7))
     base = any_colour(rng)
-    grid = base + rng.normal(0, 12 + 30 * clutter, (cells, cells, 3))
+    spread = 10 + 30 * clutter
+    grid = base + rng.normal(0, spread, (cells, cells, 1))
+    grid = grid + rng.normal(0, 0.45 * spread, (cells, cells, 3))
     small = np.full((cells, cells, 4), BACKGROUND, np.uint8)
     small[..., :3] = np.clip(grid, 0, 255)
     cv2.resize(small, (_SIDE, _SIDE), dst=canvas.pixels)

@@ -6,13 +6,19 @@ from benchmarks.common import print_table
 from recognizer.cli import parse_options
 from recognizer.training import TrainingDivergedError, train
 from recognizer.training_options import TrainOptions
+from sarface_env.partitions import make_partition
+from sarface_env.region_dropout import RegionDropout
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `train_recognizer.py`."""
     options = parse_options(TrainOptions, argv)
+    masking = None
+    if options.drop_regions:
+        # Mid-grey is the input mean of the embedded world's networks, the only ones with parsing.
+        masking = RegionDropout(make_partition("sarface24"), options.drop_regions, (127.5,) * 3)
     try:
-        metrics = train(options)
+        metrics = train(options, masking)
     except (OSError, ValueError, TrainingDivergedError) as error:
         sys.exit(f"train_recognizer: {error}")
     if metrics:

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sarface_env.partitions import make_partition
+from sarface_env.region_dropout import RegionDropout
+from tests.toys import toy_faces
 
 NAMES = ["sarface24", "celeba19", "grid3x4"]
 
@@ -107,3 +109,25 @@ def test_bad_input_is_explained():
         partition(torch.full((1, 2, 2), 19, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"no selectable region nose.*there are neck, cloth"):
         partition.bits_by_name(["nose", "neck"])
+
+
+def test_region_dropout_drops_whole_selectable_regions_of_the_chosen_faces():
+    faces = toy_faces(n=2000)
+    partition = make_partition("sarface24")
+    dropout = RegionDropout(partition, probability=0.6, mean_colour=(1, 2, 3), most=0.5)
+    uniform = torch.rand(2000, dropout.columns, generator=torch.Generator().manual_seed(0))
+    out = dropout(faces.images, faces.parsing, uniform)
+    dropped = (out != faces.images).any(1)
+    filled = out.permute(0, 2, 3, 1)[dropped]
+    assert (filled == torch.tensor([1, 2, 3])).all()
+    regions = partition(faces.parsing)
+    present = partition.presence(regions) > 0
+    gone = torch.stack([(dropped & (regions == r)).flatten(1).any(1) for r in range(24)], 1)
+    assert not gone[:, :12].any()
+    # A region of a chosen face goes with probability 1/4 on average: 0.6 / 4 of all.
+    rate = gone[:, 12:][present[:, 12:]].float().mean().item()
+    assert rate == pytest.approx(0.15, abs=0.01)
+    # Of a face's regions, all pixels go or none. (A filled pixel may equal the colour by chance.)
+    for r in range(12, 24):
+        share = (dropped & (regions == r)).flatten(1).sum(1) / partition.presence(regions)[:, r]
+        assert ((share == 0) | (share > 0.9))[present[:, r]].all()

@@ -9,6 +9,7 @@ and feeds it to cross-entropy, and judging margin correctness compares it with t
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -89,6 +90,15 @@ class ArcFace(MarginHead):
         return _cos_of_shifted_angle(cosine, self.m)
 
 
+def _all_processes(values: Tensor) -> Tensor:
+    """The values `(N,)` of every process that trains this head, one after the other."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
 class AdaFace(MarginHead):
     """Margin that follows image quality, read off the feature norm (arXiv 2204.00964).
 
@@ -124,7 +134,7 @@ class AdaFace(MarginHead):
 
     @torch.no_grad()
     def observe(self, norm: Tensor) -> None:
-        norm = norm.clamp(0.001, 100)
+        norm = _all_processes(norm.clamp(0.001, 100))
         self.norm_mean.lerp_(norm.mean(), self.t_alpha)
         self.norm_std.lerp_(norm.std(), self.t_alpha)
 

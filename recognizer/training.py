@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from recognizer.backbones import build_backbone
 from recognizer.checkpoint import save_recognizer
 from recognizer.data.augment import Augmentation
-from recognizer.data.training_set import TrainingSet, open_training_set
+from recognizer.data.training_set import MemorySet, TrainingSet, open_training_set
 from recognizer.heads import AdaFace, MarginHead, build_head
 from recognizer.loader import INPUTS, load_recognizer
 from recognizer.recognizer import InputSpec, Recognizer
@@ -41,10 +41,28 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-def train(options: TrainOptions) -> dict[str, float]:
+class Masking(Protocol):
+    """Drops parts of parsed faces, as a function of random numbers.
+
+    Attributes:
+        columns: random numbers it takes a face.
+    """
+
+    columns: int
+
+    def __call__(self, images: Tensor, parsing: Tensor, uniform: Tensor, /) -> Tensor:
+        """Masked images of uint8 BGR images `(N, 3, H, W)` with parsing maps `(N, H, W)`."""
+        ...
+
+
+def train(options: TrainOptions, masking: Masking | None = None) -> dict[str, float]:
     """Train as the options say; returns the last validation's metrics and the best score.
 
     With `devices` above one, the other processes are started with the command line of this one.
+
+    Args:
+        options: everything that can be said on the command line.
+        masking: for `drop_regions`; which regions there are is for the environment to say.
 
     Raises:
         FileExistsError: the run folder exists and neither `resume` nor `overwrite` is set.
@@ -53,7 +71,7 @@ def train(options: TrainOptions) -> dict[str, float]:
     """
     fabric = _fabric(options)
     folder = _prepare(fabric, options)
-    return Trainer(fabric, options, folder).run()
+    return Trainer(fabric, options, folder, masking).run()
 
 
 class Objective(nn.Module):
@@ -77,15 +95,26 @@ class Objective(nn.Module):
 class Trainer:
     """One training run; see `train`."""
 
-    def __init__(self, fabric: Fabric, options: TrainOptions, folder: Path):
+    def __init__(
+        self, fabric: Fabric, options: TrainOptions, folder: Path, masking: Masking | None
+    ):
         self.fabric, self.options, self.folder = fabric, options, folder
+        self.masking = masking
+        self.state = self._read_state() if options.resume else None
+        torch.manual_seed(options.seed)
+        self.recognizer = build_recognizer(options)
+        size = self.recognizer.spec.size
         self.data, held_out = open_training_set(
-            options.data, options.hold_out, options.faceworld_images
+            options.data, options.hold_out, options.faceworld_images, size
         )
+        if masking is not None:
+            if not isinstance(self.data, MemorySet) or self.data.faces.parsing is None:
+                raise ValueError(f"drop_regions needs parsed faces; {options.data} are not")
+            self.data.with_parsing = True
         self.validations: list[Validation] = []
         if fabric.is_global_zero:
             self.validations += [HeldOut(held_out)] if held_out is not None else []
-            self.validations += [VerificationSet(path) for path in options.verification]
+            self.validations += [VerificationSet(path, size) for path in options.verification]
         self.epoch_steps = len(self.data.labels) // options.batch_size
         if self.epoch_steps == 0:
             raise ValueError(
@@ -95,10 +124,8 @@ class Trainer:
         self.steps = self.epoch_steps * options.epochs
         self.step, self.best = 0, -math.inf
         self.metrics: dict[str, float] = {}
-        self.state = self._read_state() if options.resume else None
-        torch.manual_seed(options.seed)
-        self.recognizer = build_recognizer(options, self.data, enrol=self.state is None)
-        self.recognizer.to(fabric.device)
+        add_head(self.recognizer, options, self.data, enrol=self.state is None)
+        self.recognizer.to(fabric.device).train()
         objective: nn.Module = Objective(self.recognizer)
         if fabric.device.type == "cuda" and fabric.world_size > 1:
             # There is none for the CPU: there, every process normalises by its own part.
@@ -120,7 +147,8 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to the end, from wherever the run is."""
         options, fabric = self.options, self.fabric
-        self.log = MetricsLog(self.folder, self.step) if fabric.is_global_zero else None
+        start = -1 if self.state is None else self.step  # no line of an earlier attempt is kept
+        self.log = MetricsLog(self.folder, start) if fabric.is_global_zero else None
         bar = tqdm(
             total=self.steps * options.batch_size,
             initial=self.step * options.batch_size,
@@ -132,6 +160,8 @@ class Trainer:
         checkpoint_every = options.checkpoint_every or validate_every
         postfix: dict[str, str] = {}
         try:
+            if options.init and self.step == 0:
+                postfix["score"] = f"{self._validate():.4f}"  # what fine-tuning starts from
             self.model.train()
             for batch in self._batches():
                 self._update(batch)
@@ -155,7 +185,7 @@ class Trainer:
         fabric.barrier()
         return {**self.metrics, "best": self.best}
 
-    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _batches(self) -> Iterator[list[tuple[Tensor, ...]]]:
         """This process's parts of every batch that is left, read ahead by workers if any."""
         options, world = self.options, self.fabric.world_size
         part = options.batch_size // (world * options.accumulation)
@@ -185,17 +215,22 @@ class Trainer:
         world = self.fabric.world_size
         return [i * world + self.fabric.global_rank for i in range(self.options.accumulation)]
 
-    def _update(self, batch: list[tuple[Tensor, Tensor]]) -> None:
+    def _update(self, batch: list[tuple[Tensor, ...]]) -> None:
         """One optimizer step; the loss is kept on the device, so that nothing waits for it."""
         options = self.options
         generator = torch.Generator().manual_seed(_seed(options.seed, self.step))
         uniform = torch.rand(options.batch_size, Augmentation.COLUMNS, generator=generator)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(options, self.step, self.epoch_steps)
-        for number, (place, (images, labels)) in enumerate(zip(self._parts(), batch, strict=True)):
+        if self.masking is not None:
+            drops = torch.rand(options.batch_size, self.masking.columns, generator=generator)
+        for number, (place, part) in enumerate(zip(self._parts(), batch, strict=True)):
             torch.manual_seed(_seed(options.seed, self.step, place + 1))  # dropout
-            images, labels = self.fabric.to_device((images, labels))
-            images = self.augmentation(images, uniform[place * len(labels) :][: len(labels)])
+            images, labels, *parsing = self.fabric.to_device(part)
+            rows = slice(place * len(labels), (place + 1) * len(labels))
+            if self.masking is not None:
+                images = self.masking(images, parsing[0], drops[rows].to(images.device))
+            images = self.augmentation(images, uniform[rows])
             not_last = number + 1 < options.accumulation
             with self.fabric.no_backward_sync(self.model, enabled=not_last):
                 loss = self.model(images, labels)
@@ -295,36 +330,42 @@ def learning_rate(options: TrainOptions, step: int, epoch_steps: int) -> float:
     return rate * options.gamma ** sum(step >= m * epoch_steps for m in options.milestones)
 
 
-def build_recognizer(options: TrainOptions, data: TrainingSet, enrol: bool = True) -> Recognizer:
-    """The network of the options with a head for the classes of the data.
-
-    Args:
-        options: `backbone` or `init`, `init_head`, and the head's.
-        data: gives the number of classes, and the faces to enrol.
-        enrol: whether enrolment is worth its time; not when weights are loaded afterwards.
-    """
+def build_recognizer(options: TrainOptions) -> Recognizer:
+    """The network to train: `init`, or a fresh `backbone` with the input of its published kind."""
     if options.init:
         recognizer = load_recognizer(options.init)
         recognizer.info = {"initialised from": options.init}
     else:
-        backbone = build_backbone(options.backbone)
         spec = INPUTS.get(options.backbone, InputSpec())
-        recognizer = Recognizer(backbone, spec, name=options.backbone)
+        recognizer = Recognizer(build_backbone(options.backbone), spec, name=options.backbone)
     recognizer.info["trained on"] = Path(options.data).name
+    return recognizer
+
+
+def add_head(
+    recognizer: Recognizer, options: TrainOptions, data: TrainingSet, enrol: bool = True
+) -> None:
+    """Give the network the head of the options for the classes of the data.
+
+    Args:
+        recognizer: keeps a head it has only with `init_head` keep.
+        options: `init_head`, `head` and what belongs to it.
+        data: gives the number of classes, and the faces to enrol.
+        enrol: whether enrolment is worth its time; not when weights are loaded afterwards.
+    """
     previous, names = recognizer.head, ["s", *(["h", "t_alpha"] * (options.head == "adaface"))]
     hyper = {name: getattr(options, name) for name in names}
     if options.m is not None:
         hyper["m"] = options.m
     head = build_head(options.head, _dimension(recognizer), data.classes, **hyper)
     recognizer.head = head.to(recognizer.device)
-    how = (
-        options.init_head if options.init_head != "auto" else "enrol" if options.init else "random"
-    )
+    how = options.init_head
+    if how == "auto":
+        how = "enrol" if options.init else "random"
     if how == "keep":
         _keep(previous, head, options.init)
     elif how == "enrol" and enrol:
         _enrol(recognizer, head, data)
-    return recognizer.train()
 
 
 def _keep(previous: MarginHead | None, head: MarginHead, source: str) -> None:

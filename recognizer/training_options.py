@@ -88,6 +88,10 @@ class TrainOptions:
     """Probability that 5-50 % of a face is filled with the network's mean colour, in connected
     blocks of a coarse grid: practice for faces from which regions are dropped."""
 
+    drop_regions: float = 0.0
+    """Probability that random regions of a face are dropped as an agent of SARFace-v0 would; needs
+    faces with parsing maps, such as `faceworld`."""
+
     seed: int = 0
     """Seed of weights, order, augmentation and dropout."""
     device: Literal["auto", "cuda", "cpu"] = "auto"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from recognizer.data.align import ARCFACE_112, Template, between, warp
+from recognizer.data.chips import template_of
 from recognizer.data.face_records import FaceRecords
 from recognizer.data.faces import FaceSet
 from recognizer.data.faceworld import FaceWorldConfig, load_faceworld
@@ -34,21 +36,30 @@ class TrainingSet(Protocol):
     labels: np.ndarray
     classes: int
 
-    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, ...]:
         """Images uint8 BGR `(B, 3, H, W)` and labels int64 `(B,)` of a list of indices."""
         ...
 
 
 class MemorySet:
-    """A `FaceSet`, in memory or memory-mapped, as a `TrainingSet`."""
+    """A `FaceSet`, in memory or memory-mapped, as a `TrainingSet`.
+
+    Attributes:
+        with_parsing: add the parsing maps, uint8 `(B, H, W)`, to every batch.
+    """
 
     def __init__(self, faces: FaceSet):
         self.faces, self.classes = faces, faces.classes
         self.labels = faces.labels.numpy()
+        self.with_parsing = False
 
-    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, ...]:
         rows = torch.as_tensor(indices)
-        return self.faces.images[rows], self.faces.labels[rows]
+        batch = self.faces.images[rows], self.faces.labels[rows]
+        if self.with_parsing:
+            assert self.faces.parsing is not None
+            return *batch, self.faces.parsing[rows]
+        return batch
 
 
 class RecordSet:
@@ -80,8 +91,18 @@ class _Part:
         self.whole, self.rows = whole, rows
         self.labels, self.classes = whole.labels[rows], whole.classes
 
-    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, ...]:
         return self.whole[self.rows[np.asarray(indices)].tolist()]
+
+
+class _Warped:
+    def __init__(self, whole: TrainingSet, template: Template):
+        self.whole, self.template = whole, template
+        self.labels, self.classes = whole.labels, whole.classes
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        images, labels = self.whole[indices]
+        return warp(images, between(ARCFACE_112, self.template), self.template.size), labels
 
 
 def _threads() -> int:
@@ -90,7 +111,7 @@ def _threads() -> int:
 
 
 def open_training_set(
-    data: str, hold_out: int = 0, faceworld_images: int = 40
+    data: str, hold_out: int = 0, faceworld_images: int = 40, size: int = 112
 ) -> tuple[TrainingSet, FaceSet | None]:
     """Open a face set, and split off images to judge class by class.
 
@@ -101,6 +122,8 @@ def open_training_set(
             none. The same ones whatever the seed of training. For the embedded world, any number
             above zero stands for its validation split, clean or not.
         faceworld_images: pictures a person of the embedded world.
+        size: side of the network's input. Crops of 112 x 112 are taken to be aligned to ArcFace's
+            template, and warped to the template of a network with another size.
 
     Returns:
         The training part, and the held-out images or None when there are none.
@@ -111,13 +134,17 @@ def open_training_set(
     """
     if data in ("faceworld", "faceworld-clean"):
         config = FaceWorldConfig().clean() if data == "faceworld-clean" else None
-        whole = MemorySet(load_faceworld("train", faceworld_images, config=config))
+        world = MemorySet(load_faceworld("train", faceworld_images, config=config))
         if not hold_out:
-            return whole, None
+            return world, None
         faces = load_faceworld("val")
         n = _FACEWORLD_HELD_OUT  # the first ones show everybody equally often
-        return whole, FaceSet(faces.images[:n], faces.labels[:n], faces.names)
-    return split(_open_files(Path(data)), hold_out)
+        return world, FaceSet(faces.images[:n], faces.labels[:n], faces.names)
+    whole = _open_files(Path(data))
+    template = template_of(size)
+    if template is not ARCFACE_112 and whole[[0]][0].shape[2:] == (ARCFACE_112.size,) * 2:
+        whole = _Warped(whole, template)
+    return split(whole, hold_out)
 
 
 def _open_files(path: Path) -> TrainingSet:
@@ -148,6 +175,6 @@ def split(whole: TrainingSet, hold_out: int) -> tuple[TrainingSet, FaceSet | Non
             f"nobody has the 3 images it takes to hold out one; the {len(np.unique(labels))} "
             f"people have {counts.max()} at most: set hold_out to 0"
         )
-    images, classes = whole[np.sort(order[held]).tolist()]
+    images, classes = whole[np.sort(order[held]).tolist()][:2]
     names = [str(i) for i in range(whole.classes)]
     return _Part(whole, np.sort(order[~held])), FaceSet(images, classes, names)

@@ -33,7 +33,8 @@ def image_size(data: Encoded) -> tuple[int, int]:
     if data[:3] == b"\xff\xd8\xff":
         height, width = _jpeg_size(data)
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        if len(data) < 33 or b"IEND" not in data[-64:]:
+        # The last chunk is its name and a checksum of 4 bytes.
+        if len(data) < 33 or not 0 < data.rfind(b"IEND") <= len(data) - 8:
             raise DataError(f"the PNG image is cut off after {len(data)} bytes")
         width, height = struct.unpack_from(">II", data, 16)
     else:

@@ -105,7 +105,7 @@ class Canvas:
     def scalar(self, colour: np.ndarray, label: int) -> tuple[float, float, float, float]:
         """The four channels of a shape."""
         code = (label if self.code is None else self.code) + 32 * self.kind
-        return float(colour[0]), float(colour[1]), float(colour[2]), float(code)
+        return (*colour.tolist(), float(code))
 
     def draw(
         self, polygons: list[np.ndarray], colour: np.ndarray, label: int, width: float

@@ -198,6 +198,8 @@ class Pose:
     ) -> np.ndarray:
         """Turn points of the inner face by yaw and pitch about a cylinder; `depth` sticks out."""
         radius = 1.1 * half_width
-        angle = np.arcsin(np.clip(points[..., 0] / radius, -0.97, 0.97)) + self.yaw
-        x = radius * np.sin(angle) + depth * np.sin(self.yaw)
-        return np.stack([x, points[..., 1] + self.pitch * (1 + 0.08 * depth)], -1)
+        sine = np.minimum(np.maximum(points[..., 0] / radius, -0.97), 0.97)
+        result = np.empty_like(points)
+        result[..., 0] = radius * np.sin(np.arcsin(sine) + self.yaw) + depth * np.sin(self.yaw)
+        result[..., 1] = points[..., 1] + self.pitch * (1 + 0.08 * depth)
+        return result

@@ -78,7 +78,8 @@ def test_grey_16_bit_and_alpha_images_are_read_as_bgr(tmp_path):
     cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([grey] * 4))
     for name in ("grey", "deep", "alpha"):
         image = read_image(tmp_path / f"{name}.png")
-        assert image.dtype == np.uint8 and np.array_equal(image, np.dstack([grey] * 3)), name
+        assert image.dtype == np.uint8, name
+        assert np.array_equal(image, np.dstack([grey] * 3)), name
 
 
 def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path):

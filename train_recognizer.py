@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"train_recognizer: {error}")
     if metrics:
         print_table(["metric", "value"], [[k, f"{v:.4f}"] for k, v in metrics.items()])
-        print(f"\n{options.run}: last.safetensors, best.safetensors, metrics.jsonl, events/")
+        print(f"\nRun folder: {options.run} (`tensorboard --logdir {options.run}`)")
 
 
 if __name__ == "__main__":

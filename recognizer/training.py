@@ -21,15 +21,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from recognizer.backbones import build_backbone
 from recognizer.checkpoint import save_recognizer
 from recognizer.data.augment import Augmentation
-from recognizer.data.training_set import MemorySet, TrainingSet, open_training_set
-from recognizer.heads import AdaFace, MarginHead, build_head
-from recognizer.loader import INPUTS, load_recognizer
-from recognizer.recognizer import InputSpec, Recognizer
+from recognizer.data.training_set import MemorySet, open_training_set
+from recognizer.recognizer import Recognizer
 from recognizer.runs import MetricsLog, prepare_run, write_json
 from recognizer.training_options import TrainOptions
+from recognizer.training_setup import (
+    add_head,
+    build_optimizer,
+    build_recognizer,
+    learning_rate,
+)
 from recognizer.validation import HeldOut, Validation, VerificationSet
 
 STATE = "resume.pt"
@@ -124,7 +127,9 @@ class Trainer:
         self.steps = self.epoch_steps * options.epochs
         self.step, self.best = 0, -math.inf
         self.metrics: dict[str, float] = {}
-        add_head(self.recognizer, options, self.data, enrol=self.state is None)
+        # DDP hands the first process's weights to all others.
+        enrol = self.state is None and fabric.is_global_zero
+        add_head(self.recognizer, options, self.data, enrol)
         self.recognizer.to(fabric.device).train()
         objective: nn.Module = Objective(self.recognizer)
         if fabric.device.type == "cuda" and fabric.world_size > 1:
@@ -133,7 +138,7 @@ class Trainer:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = fabric.setup_module(objective)
         # Any: Fabric declares one optimizer or several.
-        self.optimizer: Any = fabric.setup_optimizers(_optimizer(objective, options))
+        self.optimizer: Any = fabric.setup_optimizers(build_optimizer(objective, options))
         self.augmentation = Augmentation(
             **{k: getattr(options, k) for k in ("flip", "low_resolution", "crop")},
             **{k: getattr(options, k) for k in ("photometric", "erase")},
@@ -161,7 +166,7 @@ class Trainer:
         postfix: dict[str, str] = {}
         try:
             if options.init and self.step == 0:
-                postfix["score"] = f"{self._validate():.4f}"  # what fine-tuning starts from
+                self._validate()  # what fine-tuning starts from
             self.model.train()
             for batch in self._batches():
                 self._update(batch)
@@ -172,8 +177,8 @@ class Trainer:
                     postfix["loss"] = f"{self._mean_loss(reset=False):.3f}"
                 if last or self.step % options.log_every == 0:
                     self._write_log()
-                if validate:
-                    postfix["score"] = f"{self._validate():.4f}"
+                if validate and (score := self._validate()) is not None:
+                    postfix["score"] = f"{score:.4f}"
                 if save:
                     self._save()
                 bar.set_postfix(postfix, refresh=False)
@@ -183,7 +188,7 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
         fabric.barrier()
-        return {**self.metrics, "best": self.best}
+        return {**self.metrics, "best score": self.best} if self.metrics else {}
 
     def _batches(self) -> Iterator[list[tuple[Tensor, ...]]]:
         """This process's parts of every batch that is left, read ahead by workers if any."""
@@ -267,11 +272,13 @@ class Trainer:
             values = {"epoch": self.step / self.epoch_steps, "train/loss": loss, "train/lr": lr}
             self.log.log(self.step, values)
 
-    def _validate(self) -> float:
+    def _validate(self) -> float | None:
         """Validate on the first process; keep the weights if they are the best so far.
 
-        The score is the mean of every validation's first metric.
+        Returns:
+            The score, the mean of every validation's first metric; None if there is nothing to do.
         """
+        score = None
         if self.log is not None and self.validations:
             self.recognizer.eval()
             results = [validation(self.recognizer) for validation in self.validations]
@@ -283,7 +290,7 @@ class Trainer:
                 self.best = score
                 self._save_weights("best.safetensors")
         self.fabric.barrier()
-        return float(self.metrics.get("score", self.best))
+        return score
 
     def _save_weights(self, name: str) -> None:
         save_recognizer(self.recognizer, self.folder / name, overwrite=True)
@@ -311,7 +318,13 @@ class Trainer:
         path = self.folder / STATE
         if not path.is_file():
             return None  # killed before its first checkpoint: from the beginning
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can fail in any way it likes
+            raise ValueError(
+                f"{path}: not a checkpoint of a run ({type(error).__name__}); start from "
+                f"{self.folder / 'last.safetensors'} with --init, or again with --overwrite true"
+            ) from None
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.recognizer.load_state_dict(state["recognizer"])
@@ -320,104 +333,6 @@ class Trainer:
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
         self.loss_sum.fill_(state["loss_sum"])
         self.loss_count = state["loss_count"]
-
-
-def learning_rate(options: TrainOptions, step: int, epoch_steps: int) -> float:
-    """Learning rate of the update that follows `step` updates."""
-    rate = options.lr * min(1.0, (step + 1) / options.warmup) if options.warmup else options.lr
-    if options.schedule == "cosine":
-        return rate * (1 + math.cos(math.pi * step / (epoch_steps * options.epochs))) / 2
-    return rate * options.gamma ** sum(step >= m * epoch_steps for m in options.milestones)
-
-
-def build_recognizer(options: TrainOptions) -> Recognizer:
-    """The network to train: `init`, or a fresh `backbone` with the input of its published kind."""
-    if options.init:
-        recognizer = load_recognizer(options.init)
-        recognizer.info = {"initialised from": options.init}
-    else:
-        spec = INPUTS.get(options.backbone, InputSpec())
-        recognizer = Recognizer(build_backbone(options.backbone), spec, name=options.backbone)
-    recognizer.info["trained on"] = Path(options.data).name
-    return recognizer
-
-
-def add_head(
-    recognizer: Recognizer, options: TrainOptions, data: TrainingSet, enrol: bool = True
-) -> None:
-    """Give the network the head of the options for the classes of the data.
-
-    Args:
-        recognizer: keeps a head it has only with `init_head` keep.
-        options: `init_head`, `head` and what belongs to it.
-        data: gives the number of classes, and the faces to enrol.
-        enrol: whether enrolment is worth its time; not when weights are loaded afterwards.
-    """
-    previous, names = recognizer.head, ["s", *(["h", "t_alpha"] * (options.head == "adaface"))]
-    hyper = {name: getattr(options, name) for name in names}
-    if options.m is not None:
-        hyper["m"] = options.m
-    head = build_head(options.head, _dimension(recognizer), data.classes, **hyper)
-    recognizer.head = head.to(recognizer.device)
-    how = options.init_head
-    if how == "auto":
-        how = "enrol" if options.init else "random"
-    if how == "keep":
-        _keep(previous, head, options.init)
-    elif how == "enrol" and enrol:
-        _enrol(recognizer, head, data)
-
-
-def _keep(previous: MarginHead | None, head: MarginHead, source: str) -> None:
-    shape = None if previous is None else tuple(previous.weight.shape)
-    if previous is None or shape != tuple(head.weight.shape):
-        raise ValueError(
-            f"cannot keep the head of {source}: it has {shape or 'none'}, "
-            f"the data needs class weights {tuple(head.weight.shape)}"
-        )
-    head.load_state_dict(
-        previous.state_dict() if previous.kind == head.kind else {"weight": previous.weight},
-        strict=False,
-    )
-
-
-@torch.no_grad()
-def _enrol(recognizer: Recognizer, head: MarginHead, data: TrainingSet) -> None:
-    """Start every class weight at the mean embedding of its images, AdaFace's norms likewise."""
-    recognizer.eval()
-    sums, norms = torch.zeros_like(head.weight), []
-    order = np.arange(len(data.labels))
-    chunks = [order[i : i + 128].tolist() for i in range(0, len(order), 128)]
-    for chunk in tqdm(chunks, desc="enrolling", unit="batch"):
-        images, labels = data[chunk]
-        embedding, norm = recognizer.embed(images)
-        sums.index_add_(0, labels.to(sums.device), embedding)
-        norms.append(norm.flatten())
-    seen = sums.norm(dim=1) > 0
-    head.weight[seen] = F.normalize(sums[seen], dim=1)
-    if isinstance(head, AdaFace):
-        head.norm_mean.copy_(torch.cat(norms).mean())
-        head.norm_std.copy_(torch.cat(norms).std())
-
-
-@torch.no_grad()
-def _dimension(recognizer: Recognizer) -> int:
-    recognizer.eval()
-    size = recognizer.spec.size
-    empty = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=recognizer.device)
-    return recognizer(empty).shape[1]
-
-
-def _optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    decay = [p for p in module.parameters() if p.ndim > 1]
-    rest = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decay, "weight_decay": options.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.lr)
-    return torch.optim.SGD(groups, lr=options.lr, momentum=0.9)
 
 
 def _seed(*numbers: int) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recognizer.data.face_records import Dialect, Face, FaceRecords, write_face_records
 from recognizer.data.folder import list_entries, read_folder, read_list
-from recognizer.data.images import image_size
+from recognizer.data.images import decode_image, image_size
 from recognizer.data.problems import DataError, OnError, Problems
 from recognizer.data.recordio_writer import partial_name, refuse_to_overwrite
 from recognizer.data.verification_sets import read_bin, read_pair_set, read_pairs, write_bin
@@ -212,8 +212,13 @@ def check(
     else:
         read = read_list if source.suffix == ".lst" else read_folder
         folder = read(source, min_images=min_images, check_images=True, on_error="skip")
-        images_read, _ = folder.decode(on_error="skip")
-        found, count = folder.problems, len(images_read)
+        found, count = list(folder.problems), 0
+        for path in tqdm(folder.paths, "decoding", unit=" images"):
+            try:
+                decode_image(path.read_bytes())
+                count += 1
+            except (DataError, OSError) as error:
+                found.append(f"{path}: {error}")
     for problem in found:
         print(problem)
     if found:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from recognizer.data.faceworld.canvas import BACKGROUND, CLOTH, SKIN, Canvas, ellipse, mix, spline
+from recognizer.data.faceworld.canvas import (
+    BACKGROUND,
+    CLOTH,
+    GLASSES,
+    L_BROW,
+    L_EYE,
+    L_LIP,
+    MOUTH,
+    NOSE,
+    R_BROW,
+    R_EYE,
+    SKIN,
+    U_LIP,
+    Canvas,
+    ellipse,
+    mix,
+    spline,
+)
 from recognizer.data.faceworld.head import draw_head
 from recognizer.data.faceworld.people import Identity, Pose
 from recognizer.data.faceworld.scene import any_colour, print_texture
 
+_INNER = np.zeros(32, bool)
+_INNER[[NOSE, GLASSES, L_EYE, R_EYE, L_BROW, R_BROW, MOUTH, U_LIP, L_LIP]] = True
 PATCH, OBJECT, SCARF = 1, 2, 3  # kinds of occluder, as stored in the occluder mask
 
 # centres of the skin quadrants that a patch or an object may cover, for a half width of 30
@@ -32,7 +51,8 @@ def draw_patches(
 ) -> None:
     """One or two pieces cut out of `other`'s face, laid over the same part of this one.
 
-    They show skin and are labelled skin, whatever else of the other face they carry.
+    They show skin and are labelled skin, whatever else of the other face they carry. They are cut
+    out around eyes, brows, nose and mouth: a patch misleads, and hides only what it lies on.
     """
     piece = Pose(
         roll=pose.roll + rng.normal(0, 0.2),
@@ -48,6 +68,8 @@ def draw_patches(
     draw_head(source, other, piece)
     first = int(rng.integers(4))
     quadrants = [first, _NEIGHBOURS[first][rng.integers(2)]] if two else [first]
+    before = canvas.pixels.copy()
+    inner = _INNER[before[..., 3] & 31]
     for quadrant in quadrants:
         x, y = _spot(who, quadrant, rng)
         size = rng.uniform(0.85, 1.15, 2) * (0.65 + 0.35 * severity)
@@ -59,13 +81,14 @@ def draw_patches(
             c, s = np.cos(t), np.sin(t)
             outline = corners @ np.array([[c, s], [-s, c]]) + (x, y)
         canvas.paste(outline, source.pixels)
+    canvas.pixels[inner] = before[inner]
 
 
 def draw_object(
     canvas: Canvas, who: Identity, skin: np.ndarray, rng: np.random.Generator, severity: float
 ) -> None:
     """A hand, cup, phone, leaf or patterned shape over a cheek, the forehead or the hair."""
-    x, y = _spot(who, int(rng.integers(4)), rng) * rng.uniform(1.0, 1.25)
+    x, y = _spot(who, int(rng.integers(4)), rng) * rng.uniform(1.15, 1.45)
     side = float(np.sign(x))
     frame = canvas.placement.copy()
     scale = rng.uniform(0.85, 1.15) * (0.65 + 0.35 * severity)

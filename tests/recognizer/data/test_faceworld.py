@@ -1,5 +1,9 @@
 """The synthetic face world: same seed same picture, exact labels, identity apart from nuisance."""
 
+import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 
 import cv2
@@ -7,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from recognizer.data.faceworld import NUISANCES, FaceWorld, FaceWorldConfig, load_faceworld
+from recognizer.data.faceworld import (
+    NUISANCES,
+    SPLITS,
+    FaceWorld,
+    FaceWorldConfig,
+    load_faceworld,
+)
+from tests.conftest import ROOT
 
 CLEAN = FaceWorldConfig().clean()
 FLAT = replace(CLEAN, noise=0.0)
@@ -42,14 +53,32 @@ def test_pictures_depend_on_seed_identity_and_index_only():
     assert first.render(5, 0).image.shape == (112, 112, 3)
 
 
-def test_processes_draw_the_same():
-    world = FaceWorld()
-    people, numbers = np.arange(80), np.arange(80)
-    alone = world.render_batch(people, numbers, workers=1)
-    together = world.render_batch(people, numbers, workers=2)
-    assert alone["images"].shape == (80, 3, 112, 112)
-    for name, array in alone.items():
-        np.testing.assert_array_equal(array, together[name], err_msg=name)
+def test_processes_draw_the_same(tmp_path, monkeypatch):
+    together = []
+    for workers in (1, 3):
+        monkeypatch.setenv("SARFACE_CACHE", str(tmp_path / str(workers)))
+        together.append(load_faceworld("val", 2, identities=80, workers=workers))
+    alone = FaceWorld(identities=80).render_batch(np.arange(80), np.full(80, SPLITS["val"] + 1))
+    for faces in together:
+        np.testing.assert_array_equal(alone["images"], faces.images[80:])
+        np.testing.assert_array_equal(alone["parsing"], faces.parsing[80:])
+        np.testing.assert_array_equal(alone["occluders"], faces.occluders[80:])
+
+
+def test_a_script_without_main_guard_can_draw(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from recognizer.data.faceworld import load_faceworld\n"
+        "print(len(load_faceworld('test', 1, identities=4, workers=2)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "SARFACE_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "4\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -172,16 +201,14 @@ def test_cache_is_drawn_once_and_split_apart(tmp_path, monkeypatch):
 
 def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("SARFACE_CACHE", str(tmp_path))
-    drawn = FaceWorld.render
 
-    def stop(self, identity, index):
-        if index:
-            raise KeyboardInterrupt
-        return drawn(self, identity, index)
+    def stop(self, timeout=None):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(FaceWorld, "render", stop)
+    monkeypatch.setattr(threading.Thread, "join", stop)
     with pytest.raises(KeyboardInterrupt):
         load_faceworld("train", images_per_identity=2, identities=100, workers=1)
+    monkeypatch.undo()
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,137 @@
+"""Pictures of the face world, drawn once by several processes and memory-mapped afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from threading import Thread
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from recognizer.data.faceworld.canvas import SIZE
+from recognizer.data.faceworld.render import (
+    NUISANCES,
+    VERSION,
+    FaceWorld,
+    FaceWorldConfig,
+)
+
+# picture numbers of a split start here, so splits never share a picture
+SPLITS = {"train": 0, "val": 1_000_000_000, "test": 2_000_000_000}
+_CHUNK = 50
+_ARRAYS = {
+    "images": (np.uint8, (3, SIZE, SIZE)),
+    "parsing": (np.uint8, (SIZE, SIZE)),
+    "occluders": (np.uint8, (SIZE, SIZE)),
+    "present": (np.bool_, (len(NUISANCES),)),
+}
+
+
+def faceworld_arrays(
+    split: str,
+    images_per_identity: int,
+    identities: int,
+    seed: int,
+    config: FaceWorldConfig | None = None,
+    workers: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The memory-mapped arrays behind `load_faceworld`, and which nuisances are `present`."""
+    world = FaceWorld(seed, identities, config)
+    recipe = {
+        "version": VERSION,
+        "seed": seed,
+        "identities": identities,
+        "split": split,
+        "images_per_identity": images_per_identity,
+        "config": asdict(world.config),
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    root = Path(os.environ.get("SARFACE_CACHE") or Path.home() / ".cache" / "sarface").expanduser()
+    folder = root / f"faceworld-{split}-{digest}"
+    if not folder.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        # a finished folder appears at once; an interrupted one is never mistaken for it
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+        try:
+            (unfinished / "recipe.json").write_text(json.dumps(recipe, indent=1))
+            _draw(unfinished, identities * images_per_identity, f"drawing {split} faces", workers)
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else somebody drew the same faces meanwhile
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    # copy-on-write, because torch has no read-only tensors
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
+
+
+def _draw(folder: Path, n: int, description: str, workers: int | None) -> None:
+    """Draw the `n` faces of the recipe in a folder, by `workers` processes (default: all cores).
+
+    The processes are programs of their own, not children of `multiprocessing`: those import the
+    user's main module again, which breaks every script without a `__main__` guard.
+    """
+    for name, (dtype, shape) in _ARRAYS.items():
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (n, *shape)).flush()
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        workers = max(1, min(cores, n // 200))
+    package = str(Path(__file__).resolve().parents[3])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", __name__, str(folder), str(workers)]
+    with tqdm(total=n, desc=description, unit="face") as bar:
+        processes = [
+            subprocess.Popen(
+                [*command, str(worker)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+            for worker in range(workers)
+        ]
+        try:
+            threads = [Thread(target=_follow, args=(p, bar)) for p in processes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            if failed := [p.returncode for p in processes if p.wait()]:
+                raise RuntimeError(f"drawing faces failed with exit status {failed[0]}, see above")
+        finally:
+            for process in processes:
+                process.kill()
+
+
+def _follow(process: subprocess.Popen[str], bar: tqdm) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        bar.update(int(line))
+
+
+def _worker(folder: Path, workers: int, worker: int) -> None:
+    """Draw every `workers`-th chunk of the recipe in a folder; prints how many faces are done."""
+    cv2.setNumThreads(1)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    identities = recipe["identities"]
+    world = FaceWorld(recipe["seed"], identities, FaceWorldConfig(**recipe["config"]))
+    n = identities * recipe["images_per_identity"]
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
+    for start in range(worker * _CHUNK, n, workers * _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, n))
+        numbers = rows // identities + SPLITS[recipe["split"]]
+        for name, values in world.render_batch(rows % identities, numbers).items():
+            arrays[name][rows] = values
+        print(len(rows), flush=True)
+
+
+if __name__ == "__main__":
+    _worker(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,6 +1,6 @@
-"""Train the light face parser.
+"""Train the light face parser, e.g. `train_segmenter.py --data CelebAMask-HQ --output runs/one`.
 
-python train_segmenter.py --data CelebAMask-HQ --output runs/segmenter
+Ends with the IoU on the test part. A stopped run continues with `--resume true`.
 """
 
 import sys

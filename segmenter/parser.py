@@ -116,7 +116,7 @@ def load_parser(name_or_path: str | Path, device: str = "auto") -> Parser:
     if not path.is_file():
         known = ", ".join(parser_names())
         raise FileNotFoundError(f"{name_or_path}: neither a file nor one of the parsers: {known}")
-    state, header = _read(path)
+    state, header = read_weights(path)
     try:
         return _recognise(state, header, path, device)
     except RuntimeError as error:  # load_state_dict names what is missing or misshapen
@@ -149,7 +149,14 @@ def _recognise(state: dict[str, Tensor], header: dict[str, str], path: Path, dev
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the state dict of a file of weights, and the header of a safetensors file.
+
+    Raises `FileNotFoundError`, or `ValueError` for files that are damaged or hold anything but
+    tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,6 +26,7 @@ from segmenter.labels import CLASSES
 from segmenter.losses import cross_entropy_dice_loss, lovasz_loss
 from segmenter.metrics import confusion, iou_report
 from segmenter.networks.light import LightParser
+from segmenter.parser import read_weights
 from segmenter.render import contact_sheet
 
 _FREE = ("output", "resume", "device", "workers")  # may differ between a run and its resumption
@@ -104,19 +105,22 @@ def train(options: SegmenterTraining) -> dict:
     `FileExistsError` when the folder holds a run and `resume` is off, `ValueError` when a resumed
     run was started with other options, and what `load_data` raises about bad files.
     """
-    folder = _prepare_folder(options)
+    folder = _check_folder(options)
     device = torch.device(_auto(options.device))
     data = load_data(options.data)
     parts = split_names(data.names, options.test, options.validation, options.seed)
     if min(map(len, parts.values())) == 0:
         raise ValueError(f"{options.data}: {len(data)} faces are too few for three parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        _write(folder / "config.json", asdict(options))
     _write(folder / "split.json", {k: [data.names[i] for i in v] for k, v in parts.items()})
     split = {name: data.subset(index) for name, index in parts.items()}
 
     torch.manual_seed(options.seed)
     model = LightParser().to(device)
     if options.init:
-        model.load_state_dict(load_file(options.init))
+        _load_light(model, Path(options.init))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), lr=options.lr)
     start, best = 0, 0.0
@@ -264,7 +268,7 @@ def _log(
 
 def _final_report(folder: Path, data: ParsingData, size: int, device: torch.device) -> dict:
     model = LightParser().to(device)
-    model.load_state_dict(load_file(folder / "best.safetensors"))
+    _load_light(model, folder / "best.safetensors")
     report, predicted = evaluate(model, data, size)
     _write(folder / "test.json", report)
     shown = slice(0, 24)
@@ -274,7 +278,7 @@ def _final_report(folder: Path, data: ParsingData, size: int, device: torch.devi
     return report
 
 
-def _prepare_folder(options: SegmenterTraining) -> Path:
+def _check_folder(options: SegmenterTraining) -> Path:
     folder = Path(options.output)
     saved, state = folder / "config.json", folder / "last.safetensors"
     if options.resume:
@@ -288,9 +292,14 @@ def _prepare_folder(options: SegmenterTraining) -> Path:
         return folder
     if state.exists():
         raise FileExistsError(f"{folder} holds a run: pass --resume true or another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(saved, asdict(options))
     return folder
+
+
+def _load_light(model: LightParser, path: Path) -> None:
+    try:
+        model.load_state_dict(read_weights(path)[0])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not weights of the light parser ({error})") from None
 
 
 def _save_state(

@@ -1,5 +1,6 @@
 """Encoded images from strangers: checked before they are decoded, decoded in threads."""
 
+import os
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,7 +121,7 @@ def decode_images(
 
     out: np.ndarray | None = None
     kept: list[int] = []
-    with ThreadPoolExecutor(threads or None) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         # Blocks bound what is decoded ahead of the copy into `out`.
         for start in range(0, len(names), 1024):
             block = range(start, min(start + 1024, len(names)))

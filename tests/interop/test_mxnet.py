@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 def mxnet(*arguments) -> str:
     command = [str(MXNET), str(HERE / "mxnet_side.py"), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -9,6 +9,7 @@ continue exactly.
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,9 +116,10 @@ class Trainer:
                 raise ValueError(f"drop_regions needs parsed faces; {options.data} are not")
             self.data.with_parsing = True
         self.validations: list[Validation] = []
-        if fabric.is_global_zero:
-            self.validations += [HeldOut(held_out)] if held_out is not None else []
-            self.validations += [VerificationSet(path, size) for path in options.verification]
+        with _first_speaks_for_all(fabric):
+            if fabric.is_global_zero:
+                self.validations += [HeldOut(held_out)] if held_out is not None else []
+                self.validations += [VerificationSet(path, size) for path in options.verification]
         self.epoch_steps = len(self.data.labels) // options.batch_size
         if self.epoch_steps == 0:
             raise ValueError(
@@ -355,30 +357,39 @@ def _fabric(options: TrainOptions) -> Fabric:
     return fabric
 
 
-def _prepare(fabric: Fabric, options: TrainOptions) -> Path:
-    """The first process makes the folder; what it says goes for all."""
+@contextmanager
+def _first_speaks_for_all(fabric: Fabric) -> Iterator[None]:
+    """Raise what the first process raises in all, which would wait for it otherwise."""
     problem: Exception | None = None
-    if fabric.is_global_zero:
-        try:
-            folder = prepare_run(options.run, options.resume, options.overwrite)
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        problem = error
+    problem = fabric.broadcast(problem)
+    if problem is not None:
+        raise problem
+
+
+def _prepare(fabric: Fabric, options: TrainOptions) -> Path:
+    """The run folder, made by the first process."""
+    folder = Path(options.run)
+    with _first_speaks_for_all(fabric):
+        if fabric.is_global_zero:
+            prepare_run(folder, options.resume, options.overwrite)
             config = folder / "config.json"
             if options.resume and config.is_file():
                 _check_same(json.loads(config.read_text()), asdict(options), config)
             else:
                 write_json(config, asdict(options))
-        except (OSError, ValueError) as error:
-            problem = error
-    problem = fabric.broadcast(problem)
-    if problem is not None:
-        raise problem
-    return Path(options.run)
+    return folder
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], config: Path) -> None:
+    before = asdict(TrainOptions()) | before  # options that are newer than the run
     changed = [
-        f"{name} was {before.get(name)!r}, is {value!r}"
+        f"{name} was {before[name]!r}, is {value!r}"
         for name, value in now.items()
-        if name not in _FREE and before.get(name) != value
+        if name not in _FREE and before[name] != value
     ]
     if changed:
         raise ValueError(

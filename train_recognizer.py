@@ -12,12 +12,12 @@ from sarface_env.region_dropout import RegionDropout
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `train_recognizer.py`."""
-    options = parse_options(TrainOptions, argv)
-    masking = None
-    if options.drop_regions:
-        # Mid-grey is the input mean of the embedded world's networks, the only ones with parsing.
-        masking = RegionDropout(make_partition("sarface24"), options.drop_regions, (127.5,) * 3)
     try:
+        options = parse_options(TrainOptions, argv)
+        masking = None
+        if options.drop_regions:
+            # Mid-grey: the mean of the embedded world's networks, the only ones with parsing.
+            masking = RegionDropout(make_partition("sarface24"), options.drop_regions, (127.5,) * 3)
         metrics = train(options, masking)
     except (OSError, ValueError, TrainingDivergedError) as error:
         sys.exit(f"train_recognizer: {error}")

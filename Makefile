@@ -19,7 +19,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 interop: $(VENV)/.installed-test
-	PATH="$(abspath $(BIN)):$$PATH" bash tests/interop/run.sh
+	PYTHON=$(BIN)/python bash tests/interop/run.sh
 
 $(VENV)/.installed: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -28,8 +28,8 @@ class ReinforceOptions:
     """Learning rate of Adam; it falls to zero along a cosine."""
     entropy: float = 0.005
     """Weight of the entropy bonus, which keeps the policy from settling too early."""
-    width: int = 32
-    """Channels of the policy network."""
+    width: int = 24
+    """Channels of the policy network's first layer."""
     keep: float = 0.7
     """Probability with which every region is kept before training."""
     max_grad_norm: float = 1.0

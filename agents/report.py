@@ -37,7 +37,8 @@ def policy_figure(env: Any, results: list[Result], agent: str, faces: int = 6) -
         for result in (ours, oracle)
     ]
     figure = plt.figure(figsize=(13, 1.55 * len(rows)), layout="constrained")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[6.4, 6.6]))
+    subfigures: Any = figure.subfigures(1, 2, width_ratios=[6.4, 6.6])
+    left, right = subfigures
     axes = left.subplots(len(rows), 4, squeeze=False)
     titles = ["image", "regions", f"kept by {agent}", f"kept by {oracle.name}"]
     for i, row in enumerate(rows):

@@ -16,7 +16,7 @@ EVERYTHING = np.arange(12)
 
 def make_env(num_envs=24, **options):
     options = {"partition": "grid2x3", "observation": "regions+image", "reward": "margin"} | options
-    return SARFaceVectorEnv(num_envs, dataset=toy_faces(), recognizer=ToyScorer(), **options)
+    return SARFaceVectorEnv(num_envs, dataset=toy_faces(size=32), recognizer=ToyScorer(), **options)
 
 
 def test_it_learns_to_drop_the_dark_cells():

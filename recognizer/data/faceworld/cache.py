@@ -87,16 +87,17 @@ def _draw(folder: Path, n: int, description: str, workers: int | None) -> None:
         workers = max(1, min(cores, n // 200))
     package = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", __name__, str(folder), str(workers)]
+    program = f"import sys; from {__name__} import worker; worker(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, str(folder), str(workers)]
     with tqdm(total=n, desc=description, unit="face") as bar:
         processes = [
             subprocess.Popen(
-                [*command, str(worker)],
+                [*command, str(number)],
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "PYTHONPATH": path},
             )
-            for worker in range(workers)
+            for number in range(workers)
         ]
         try:
             threads = [Thread(target=_follow, args=(p, bar)) for p in processes]
@@ -117,21 +118,18 @@ def _follow(process: subprocess.Popen[str], bar: tqdm) -> None:
         bar.update(int(line))
 
 
-def _worker(folder: Path, workers: int, worker: int) -> None:
+def worker(path: str, workers: str, number: str) -> None:
     """Draw every `workers`-th chunk of the recipe in a folder; prints how many faces are done."""
+    folder = Path(path)
     cv2.setNumThreads(1)
     recipe = json.loads((folder / "recipe.json").read_text())
     identities = recipe["identities"]
     world = FaceWorld(recipe["seed"], identities, FaceWorldConfig(**recipe["config"]))
     n = identities * recipe["images_per_identity"]
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
-    for start in range(worker * _CHUNK, n, workers * _CHUNK):
+    for start in range(int(number) * _CHUNK, n, int(workers) * _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, n))
         numbers = rows // identities + SPLITS[recipe["split"]]
         for name, values in world.render_batch(rows % identities, numbers).items():
             arrays[name][rows] = values
         print(len(rows), flush=True)
-
-
-if __name__ == "__main__":
-    _worker(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

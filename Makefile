@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python train_agent.py --run runs/demo --overwrite true
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

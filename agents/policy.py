@@ -47,10 +47,10 @@ class RegionPolicy(nn.Module):
     """Judges every region from the features inside it, in the context of the whole face.
 
     A small convolutional encoder sees a learned code of every pixel's region and, when observed,
-    the image. Its features are averaged over every region; one network, shared by all regions,
-    turns a region's features, its area, a learned code of which region it is and the mean over the
-    face into a logit. Sharing is what makes it learn from few faces: a patch on the left cheek
-    teaches about one on the right.
+    the image. Its features, and mean and spread of the colours, are averaged over every region; one
+    network, shared by all regions, turns a region's averages, its area, a learned code of which
+    region it is and the mean over the face into a logit. Sharing is what makes it learn from few
+    faces: a patch on the left cheek teaches about one on the right.
 
     Args:
         layout: of the environment.
@@ -80,7 +80,9 @@ class RegionPolicy(nn.Module):
         )
         self.code = nn.Parameter(torch.zeros(layout.bits, 2 * width))
         self.decide = nn.Sequential(
-            nn.Linear(4 * width + 1, 2 * width), nn.ReLU(), nn.Linear(2 * width, 2 * width)
+            nn.Linear(4 * width + 1 + 4 * colours, 2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, 2 * width),
         )
         self.out = nn.Linear(2 * width, 1)
         nn.init.zeros_(self.out.weight)
@@ -91,18 +93,35 @@ class RegionPolicy(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """Keep logits `(N, K)` of observations `(N, C, H, W)` uint8."""
         regions = obs[:, 0, :: self.stride, :: self.stride]
+        share = (regions[:, None] == self.selectable[:, None, None]).float()
+        area = share.mean((2, 3))[:, :, None]
         x = self.region(regions.int()).permute(0, 3, 1, 2)
+        parts = [area]
         if self.image is not None:
             image = obs[:, 1:].contiguous(memory_format=torch.channels_last).float()
-            x = x + self.image(image.div_(128).sub_(1))
+            image = image.div_(128).sub_(1)
+            x = x + self.image(image)
+            parts.append(_colours(share, image[:, :, :: self.stride, :: self.stride]))
         features = self.encoder(x)
-        share = (regions[:, None] == self.selectable[:, None, None]).float()
-        share = F.adaptive_avg_pool2d(share, features.shape[2:]).flatten(2)
-        area = share.sum(2, keepdim=True)
-        inside = share @ features.flatten(2).transpose(1, 2) / area.clamp_min(1e-6)
-        whole = features.mean((2, 3))[:, None].expand_as(inside)
-        hidden = self.decide(torch.cat([inside, whole, area / share.shape[2]], 2)) + self.code
+        share = F.adaptive_avg_pool2d(share, features.shape[2:])
+        whole = features.mean((2, 3))[:, None].expand(-1, share.shape[1], -1)
+        parts += [_averages(share, features), whole]
+        hidden = self.decide(torch.cat(parts, 2)) + self.code
         return self.out(F.relu(hidden)).squeeze(2)
+
+
+def _averages(share: Tensor, features: Tensor) -> Tensor:
+    """Means `(N, K, C)` of features `(N, C, h, w)` over regions that own shares `(N, K, h, w)`."""
+    total = share.flatten(2) @ features.flatten(2).transpose(1, 2)
+    return total / share.sum((2, 3))[:, :, None].clamp_min(1e-6)
+
+
+def _colours(share: Tensor, image: Tensor) -> Tensor:
+    """Mean colours of regions and their standard deviations, and both less the mean region's."""
+    mean = _averages(share, image)
+    spread = (_averages(share, image.square()) - mean.square()).clamp_min(1e-6).sqrt()
+    values = torch.cat([mean, spread], 2)
+    return torch.cat([values, values - values.mean(1, keepdim=True)], 2)
 
 
 class FlatPolicy(nn.Module):

@@ -19,7 +19,7 @@ from agents.baselines import ExhaustiveOracle, FixedMask, KeepAll
 from agents.evaluation import METRICS, Result, evaluate
 from benchmarks.common import RESULTS, environment, print_table, write_results
 from recognizer.cli import parse_options
-from train_agent import TrainOptions, make_env, train
+from train_agent import JUDGE, TrainOptions, make_env, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of `python -m benchmarks.agents`."""
     options = parse_options(Options, argv)
     about = environment("gymnasium")
-    env = make_env(options.train, options.train.eval_split)
+    env = make_env(options.train, options.train.eval_split, JUDGE)
     faces = len(env.unwrapped.core)  # type: ignore[attr-defined]
     indices = np.random.default_rng(0).permutation(faces)[: options.train.eval_faces]
-    fixed = FixedMask.search(make_env(options.train, "train"), faces=512)
+    fixed = FixedMask.search(make_env(options.train, "train", JUDGE), faces=512)
     references = {
         policy.name: evaluate(policy, env, indices)
         for policy in (KeepAll(env), FixedMask(env, fixed.mask), ExhaustiveOracle(env, True))
@@ -72,7 +72,7 @@ def run_seed(seed: int, options: Options, env: Any, indices: np.ndarray) -> dict
         "result": evaluate(agent, env, indices),
         "seconds": seconds,
         "recognizer_calls": agent.env.unwrapped.core.calls,
-        "curve": [[row["step"], row["charts/greedy_return"]] for row in curve],
+        "curve": [[row["step"], row["charts/episodic_return"]] for row in curve],
     }
 
 
@@ -131,10 +131,10 @@ def draw(payload: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for seed in payload["seeds"]:
         steps, reward = np.array(seed["curve"]).T
-        window = min(20, len(reward))
+        window = min(50, len(reward))
         smooth = np.convolve(reward, np.ones(window) / window, "valid")
         left.plot(steps[window - 1 :], smooth, lw=1, label=f"seed {seed['seed']}")
-    left.set(xlabel="faces decided on", ylabel="reward of the most likely mask")
+    left.set(xlabel="faces decided on", ylabel="reward while exploring")
     left.legend(fontsize=8)
     names = [*payload["references"], *(f"seed {s['seed']}" for s in payload["seeds"])]
     rates = [r["margin-correct"]["mean"] for r in payload["references"].values()]

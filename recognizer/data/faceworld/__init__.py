@@ -33,8 +33,8 @@ __all__ = [
     "load_faceworld",
 ]
 
-# pictures a person: enough to learn from, few enough to be drawn within half a minute
-_PICTURES = {"train": 20, "val": 5, "test": 5}
+# pictures a person: enough to learn from, few enough to be drawn within a minute
+_PICTURES = {"train": 40, "val": 5, "test": 5}
 
 
 def load_faceworld(
@@ -49,7 +49,7 @@ def load_faceworld(
 
     Splits hold different pictures of the same people. Faces are ordered by picture number, then
     identity, so the first `identities` faces show everybody once. The cache is the folder
-    `$SARFACE_CACHE`, by default `~/.cache/sarface`. By default there are 20 pictures a person to
+    `$SARFACE_CACHE`, by default `~/.cache/sarface`. By default there are 40 pictures a person to
     train on and 5 each to validate and to test on.
 
     Raises:

@@ -45,24 +45,24 @@ class FaceWorldConfig:
     """Sensor noise and blur."""
     clutter: float = 0.5
     """Structure in the background."""
-    severity: float = 1.3
+    severity: float = 1.5
     """Size of occluders and of background faces."""
     hair_p: float = 0.8
     hat_p: float = 0.12
     glasses_p: float = 0.1
     earrings_p: float = 0.2
     necklace_p: float = 0.12
-    locks_p: float = 0.15
+    locks_p: float = 0.1
     """Hair that falls over one side of the face."""
-    scarf_p: float = 0.15
+    scarf_p: float = 0.1
     """Scarf over the chin, printed with patterns, skin tones or small faces."""
     background_face_p: float = 0.3
     """Somebody else's face in a corner behind the head."""
-    patch_p: float = 0.7
+    patch_p: float = 0.75
     """Pieces of another person's face over one skin quadrant."""
-    double_patch: float = 0.35
+    double_patch: float = 0.45
     """Share of patched faces whose patch covers two adjacent quadrants."""
-    object_p: float = 0.2
+    object_p: float = 0.12
     """Hand, cup, phone, leaf or patterned shape over cheek, forehead or hair."""
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """Train an agent in SARFace-v0, evaluate it beside the baselines, and write a run folder."""
 
+import json
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,18 +62,41 @@ class TrainOptions:
 def main(argv: list[str] | None = None) -> None:
     """Command line of `train_agent.py`."""
     options = parse_options(TrainOptions, argv)
-    folder = prepare_run(options.run, options.resume, options.overwrite)
-    write_json(folder / "config.json", asdict(options))
-    started = time.monotonic()
-    agent = train(options, folder)
-    trained = time.monotonic()
-    results = compare(agent, options)
-    report(results, agent, options, folder)
+    try:
+        folder = prepare_run(options.run, options.resume, options.overwrite)
+        check_config(options, folder)
+        started = time.monotonic()
+        agent = train(options, folder)
+        trained = time.monotonic()
+        results = compare(agent, options)
+        report(results, agent, options, folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_agent: {error}")
     print(
         f"\nTraining took {trained - started:.0f} s, evaluation {time.monotonic() - trained:.0f} s."
         f"\nRun folder: {folder} (figure.png, results.json, agent.safetensors, "
         f"`tensorboard --logdir {folder}`)"
     )
+
+
+def check_config(options: TrainOptions, folder: Path) -> None:
+    """Save the configuration of a new run; a resumed one must have the same.
+
+    Raises:
+        ValueError: the run was started with other options; the message names them.
+    """
+    free = ("run", "resume", "overwrite", "save_every", "eval_faces", "eval_split")
+    ours = asdict(options)
+    path = folder / "config.json"
+    if options.resume and path.exists():
+        saved = json.loads(path.read_text())
+        different = [k for k in ours if k not in free and saved.get(k) != ours[k]]
+        if different:
+            raise ValueError(
+                f"{folder} was started with other options: "
+                + "; ".join(f"{k} {saved.get(k)}, now {ours[k]}" for k in different)
+            )
+    write_json(path, ours)
 
 
 # What policies are compared by, whatever reward they learned from.

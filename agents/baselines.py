@@ -91,6 +91,17 @@ class FixedMask(MaskPolicy):
         return self.mask.expand(n, -1)
 
     @classmethod
+    def dropping(cls, env, names: list[str]) -> "FixedMask":
+        """The mask that drops the selectable regions with these names and keeps all others.
+
+        Raises:
+            ValueError: a name is not a selectable region; the message lists what exists.
+        """
+        mask = torch.ones(env.unwrapped.single_action_space.n, dtype=torch.bool)
+        mask[env.unwrapped.partition.bits_by_name(names)] = False
+        return cls(env, mask)
+
+    @classmethod
     def search(cls, env, faces: int = 256, seed: int = 0) -> "FixedMask":
         """The best mask for random faces of the environment's split, by coordinate ascent.
 

@@ -96,7 +96,17 @@ class Recognizer(nn.Module):
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """`"auto"` is CUDA when there is one, else the CPU; anything else is taken as it is."""
+    """`"auto"` is CUDA when there is one, else the CPU; anything else is taken as it is.
+
+    Raises:
+        RuntimeError: CUDA in a forked worker process, where it would hang or crash.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise RuntimeError(
+            "CUDA cannot be used in a forked process once its parent has used it; start workers "
+            'with multiprocessing method "spawn", or pass device="cpu"'
+        )
+    return device

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from recognizer.data.faces import FaceSet
+from recognizer.data.faceworld import load_faceworld
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import resolve_device
 from sarface_env.core import RegionSelection
@@ -57,8 +58,6 @@ def load_faces(dataset: str, split: str) -> FaceSet:
     Raises:
         ValueError: no data set has this name.
     """
-    from recognizer.data.faceworld import load_faceworld
-
     if dataset == "faceworld":
         return load_faceworld(split)
     raise ValueError(f"unknown dataset {dataset!r}; there are faceworld")

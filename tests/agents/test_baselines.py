@@ -58,6 +58,14 @@ def test_fixed_mask_search_finds_the_best_single_mask():
     assert found.mask.tolist() == masks[rewards.mean(0).argmax()].bool().tolist()
 
 
+def test_fixed_masks_by_region_names():
+    env = make_env(partition="sarface24")
+    mask = FixedMask.dropping(env, ["neck", "hair_right"]).mask
+    assert mask.tolist() == [False] + [True] * 10 + [False]
+    with pytest.raises(ValueError, match=r"no selectable region beard; there are neck, cloth"):
+        FixedMask.dropping(env, ["beard"])
+
+
 def test_constant_policies_and_chance():
     env = make_env(num_envs=1000)
     obs, _ = env.reset(seed=0)

@@ -39,7 +39,7 @@ class TrainOptions:
     """Delete the run of this folder and start again."""
     seed: int = 0
     """Seed of the agent, of exploration and of the order of the faces."""
-    steps: int = 24_576
+    steps: int = 18_432
     """Faces to decide on in training."""
     num_envs: int = 32
     """Faces decided on at once; one update each."""

@@ -110,6 +110,7 @@ def _draw(folder: Path, n: int, description: str, workers: int | None) -> None:
         finally:
             for process in processes:
                 process.kill()
+                process.communicate()  # waits for its end and closes the pipe
 
 
 def _follow(process: subprocess.Popen[str], bar: tqdm) -> None:

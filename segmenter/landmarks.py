@@ -17,7 +17,7 @@ _MEAN_FACE = torch.tensor(
 # Where the mean face lies on the skin: offset of its middle from the skin's centroid and distance
 # of its eyes, in units of the square root of the skin's area (medians over CelebAMask-HQ masks).
 _SKIN_OFFSET, _SKIN_EYES = (0.0, 0.11), 0.48
-# The tip lies this many standard deviations below the centroid of the nose (fitted on LFW).
+# The tip lies this many standard deviations below the centroid of the nose (a guess, not fitted).
 _TIP = 0.5
 _LEAST_SHARE = 2e-4  # of the picture's pixels: a smaller part is noise
 

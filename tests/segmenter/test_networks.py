@@ -1,7 +1,6 @@
 """The networks against what the public implementations compute."""
 
 import json
-import zlib
 
 import numpy as np
 import pytest
@@ -10,24 +9,7 @@ import torch
 from segmenter.networks.bisenet import BiSeNet, zllrunning_key
 from segmenter.networks.light import LightParser
 from segmenter.networks.swiftformer import SwiftFormerUNet
-
-
-def golden_tensor(key: str, shape: list[int]) -> torch.Tensor:
-    """The value that the golden files' rule gives to one tensor."""
-    rng = np.random.RandomState(zlib.crc32(key.encode()))
-    if key.endswith("num_batches_tracked"):
-        return torch.tensor(0)
-    if key.endswith("running_mean"):
-        value = 0.1 * rng.randn(*shape)
-    elif key.endswith("running_var"):
-        value = 1 + 0.1 * rng.rand(*shape)
-    elif len(shape) >= 2:
-        value = rng.randn(*shape) * np.sqrt(0.5 / np.prod(shape[1:]))
-    elif key.endswith("weight"):
-        value = 1 + 0.1 * rng.randn(*shape)
-    else:
-        value = 0.1 * rng.randn(*shape)
-    return torch.from_numpy(np.asarray(value, np.float32))
+from tests.golden import golden_tensor
 
 
 @pytest.mark.data
@@ -51,7 +33,9 @@ def test_keys_and_outputs_equal_the_public_network(data_dir, name, size, step):
     state = network.state_dict()
     assert [[renamed(k), list(v.shape)] for k, v in state.items()] == [list(k) for k in keys]
 
-    network.load_state_dict({k: golden_tensor(renamed(k), list(v.shape)) for k, v in state.items()})
+    network.load_state_dict(
+        {k: golden_tensor(renamed(k), tuple(v.shape)) for k, v in state.items()}
+    )
     x = np.random.RandomState(0).rand(2, 3, size, size).astype(np.float32) * 2 - 1
     with torch.inference_mode():
         outputs = network.eval()(torch.from_numpy(x))

@@ -28,11 +28,12 @@ class EnvOptions:
     recognizer: Any = "faceworld"
     """Judge of the masked faces: a name or file for `load_recognizer`, or a `Scorer`."""
     partition: Any = "sarface24"
-    """Regions: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, or a `Partition`."""
+    """Regions: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, a parsing cut by a grid such as
+    `sarface24xgrid4x4`, or a `Partition`."""
     reward: Any = "flip"
     """`flip`, `flip_plain`, `margin`, `patchdrop`, or a sum such as `flip+0.5*margin`."""
     fill: str = "mean"
-    """What replaces dropped pixels: `zero`, `mean` or `blur`."""
+    """What replaces dropped pixels: `zero`, `mean`, `blur` or `inpaint` (slow)."""
     observation: Literal["regions", "regions+image", "image"] = "regions"
     """What the agent sees: the region map, the image, or both, as channels."""
     obs_size: int | None = None

@@ -164,11 +164,52 @@ class Grid(Partition):
         return cells.expand(n, h, w).clone()
 
 
+class Crossed(Partition):
+    """A partition by parsing, its selectable regions cut further by the cells of a grid.
+
+    Regions that are always kept stay whole, so that they take no numbers from the others.
+
+    Args:
+        parts: what is cut.
+        grid: the cells; kept regions and cells x selectable regions are at most 256 together.
+    """
+
+    def __init__(self, parts: Partition, grid: Grid):
+        kept = [r for r in range(len(parts.names)) if r not in parts.selectable]
+        cells = len(grid.names)
+        total = len(kept) + len(parts.selectable) * cells
+        if total > 256:
+            raise ValueError(
+                f"{parts.name} x {grid.name} has {total} regions, 256 are possible: a grid of at "
+                f"most {(256 - len(kept)) // len(parts.selectable)} cells"
+            )
+        self.parts, self.grid = parts, grid
+        self.name = f"{parts.name}x{grid.name}"
+        self.names = (
+            *(parts.names[r] for r in kept),
+            *(f"{parts.names[r]}_{cell}" for r in parts.selectable for cell in grid.names),
+        )
+        self.selectable = tuple(range(len(kept), total))
+        # Region numbers by (number in `parts`, cell): kept ones first, then each region's cells.
+        table = torch.empty((len(parts.names), cells), dtype=torch.uint8)
+        table[kept] = torch.arange(len(kept), dtype=torch.uint8)[:, None]
+        numbers = torch.arange(len(kept), total, dtype=torch.uint8)
+        table[list(parts.selectable)] = numbers.view(-1, cells)
+        self._table = table.flatten()
+
+    def _regions(self, labels: Tensor) -> Tensor:
+        cell = self.grid(labels[:1]).int()
+        index = self.parts(labels).int() * len(self.grid.names) + cell
+        return self._table.to(labels.device)[index]
+
+
 _BY_NAME: dict[str, type[Partition]] = {c.name: c for c in (SARFace24, CelebA19)}
 
 
 def make_partition(name: str | Partition) -> Partition:
-    """Partition by name: `sarface24`, `celeba19`, or `gridROWSxCOLUMNS` such as `grid7x7`.
+    """Partition by name: `sarface24`, `celeba19`, `gridROWSxCOLUMNS` such as `grid7x7`, or both.
+
+    `sarface24xgrid4x4` cuts every selectable region of `sarface24` by a 4 x 4 grid.
 
     Raises:
         ValueError: the name is none of these; the message lists what exists.
@@ -177,9 +218,11 @@ def make_partition(name: str | Partition) -> Partition:
         return name
     if name in _BY_NAME:
         return _BY_NAME[name]()
-    if match := re.fullmatch(r"grid(\d+)x(\d+)", name):
-        return Grid(int(match[1]), int(match[2]))
-    raise ValueError(
-        f"unknown partition {name!r}; there are {', '.join(_BY_NAME)} and gridROWSxCOLUMNS, "
-        "for example grid7x7"
-    )
+    match = re.fullmatch(rf"(?:({'|'.join(_BY_NAME)})x)?grid(\d+)x(\d+)", name)
+    if match is None:
+        raise ValueError(
+            f"unknown partition {name!r}; there are {', '.join(_BY_NAME)}, gridROWSxCOLUMNS such "
+            "as grid7x7, and a parsing cut by a grid such as sarface24xgrid4x4"
+        )
+    grid = Grid(int(match[2]), int(match[3]))
+    return Crossed(_BY_NAME[match[1]](), grid) if match[1] else grid

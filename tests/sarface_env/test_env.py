@@ -26,6 +26,7 @@ CONFIGURATIONS = [
     {"partition": "celeba19", "reward": "margin", "fill": "zero"},
     {"partition": "grid7x7", "reward": "patchdrop", "fill": "blur", "observation": "image"},
     {"observation": "regions+image", "obs_size": 37, "reward": "flip+0.5*margin"},
+    {"partition": "sarface24xgrid2x2", "fill": "inpaint"},
 ]
 
 
@@ -200,6 +201,19 @@ def test_blur_continues_the_colours_around_and_fades_to_the_mean_colour():
     assert (nothing == 9).all()
 
 
+def test_inpainting_continues_a_gradient_from_what_is_kept():
+    ramp = torch.arange(40, dtype=torch.uint8).mul(5).expand(2, 3, 40, 40).contiguous()
+    images, keep = ramp.clone(), torch.ones((3, 40, 40), dtype=torch.bool)
+    keep[0, 15:25, 15:25] = False
+    keep[2] = False
+    images = torch.cat([images, images[:1]])
+    images[0, :, 15:25, 15:25] = 255
+    filled = make_fill("inpaint")(images, keep, (9.0, 9.0, 9.0))
+    assert (filled[0].int() - ramp[0].int()).abs().max() < 20
+    assert torch.equal(filled[1], images[1])
+    assert (filled[2] == 9).all()
+
+
 def test_evaluate_scores_equal_masks_once_and_leaves_the_episode_alone():
     env = SARFaceVectorEnv(2, **toys())
     env.reset(seed=0)
@@ -273,7 +287,7 @@ def test_stock_ppo_runs():
     [
         ({"partition": "nope"}, "unknown partition 'nope'"),
         ({"reward": "nope"}, "unknown reward 'nope'"),
-        ({"fill": "nope"}, "unknown fill 'nope'; there are zero, mean, blur"),
+        ({"fill": "nope"}, "unknown fill 'nope'; there are zero, mean, blur, inpaint"),
         ({"observation": "nope"}, "unknown observation 'nope'; there are regions"),
         ({"split": "nope"}, "unknown split 'nope'; there are train, val, test"),
         ({"dataset": "nope"}, "unknown dataset 'nope'"),

@@ -9,7 +9,7 @@ from sarface_env.partitions import make_partition
 from sarface_env.region_dropout import RegionDropout
 from tests.toys import toy_faces
 
-NAMES = ["sarface24", "celeba19", "grid3x4"]
+NAMES = ["sarface24", "celeba19", "grid3x4", "sarface24xgrid4x5", "celeba19xgrid2x3"]
 
 label_maps = hnp.arrays(
     np.uint8,
@@ -84,6 +84,25 @@ def test_grid_cells_have_almost_equal_sizes_and_ignore_labels():
     assert a[0, :, 0].tolist() == [0, 0, 3, 3]
 
 
+@settings(max_examples=50, deadline=None)
+@given(label_maps, st.sampled_from([("sarface24", "grid4x5"), ("celeba19", "grid2x3")]))
+def test_a_crossed_partition_is_the_intersection(labels, pair):
+    """Pixel by pixel: two pixels share a region when they share part and, if selectable, cell."""
+    labels = torch.from_numpy(labels)
+    parts, grid = map(make_partition, pair)
+    crossed = make_partition("x".join(pair))
+    found = zip(
+        *(p(labels).flatten().tolist() for p in (parts, grid, crossed)),
+        strict=True,
+    )
+    for part, cell, region in found:
+        name = parts.names[part]
+        assert (region in crossed.selectable) == (part in parts.selectable)
+        if part in parts.selectable:
+            name += "_" + grid.names[cell]
+        assert crossed.names[region] == name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_region_has_a_name_and_bits_map_to_regions(name):
     partition = make_partition(name)
@@ -102,6 +121,8 @@ def test_bad_input_is_explained():
         make_partition("nope")
     with pytest.raises(ValueError, match="1 to 256 cells"):
         make_partition("grid20x20")
+    with pytest.raises(ValueError, match="312 regions, 256 are possible: a grid of at most 20 cells"):
+        make_partition("sarface24xgrid5x5")
     partition = make_partition("sarface24")
     with pytest.raises(ValueError, match=r"uint8 \(N, H, W\).*float32 \(3, 3\)"):
         partition(torch.zeros((3, 3)))

@@ -121,7 +121,7 @@ def test_bad_input_is_explained():
         make_partition("nope")
     with pytest.raises(ValueError, match="1 to 256 cells"):
         make_partition("grid20x20")
-    with pytest.raises(ValueError, match="312 regions, 256 are possible: .* at most 20 cells"):
+    with pytest.raises(ValueError, match=r"312 regions, 256 are possible: .* at most 20 cells"):
         make_partition("sarface24xgrid5x5")
     partition = make_partition("sarface24")
     with pytest.raises(ValueError, match=r"uint8 \(N, H, W\).*float32 \(3, 3\)"):

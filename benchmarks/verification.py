@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="N", help="use only these folds, counted from 1"
     )
+    parser.add_argument(
+        "--through-crops",
+        action="store_true",
+        help="cut folders to 112x112 first, as .bin files are, for recognizers of another size",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of occluders and bootstrap")
     parser.add_argument("--name", default="verification", help="of the result files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -93,7 +98,8 @@ def _run(engine: InferenceEngine, path: Path, options: argparse.Namespace) -> li
     pairs = read_pair_set(path)
     if options.folds:
         pairs = pairs.only_folds([fold - 1 for fold in options.folds])
-    images, alignment = chips(pairs, engine.recognizer.spec.size, path)
+    size = engine.recognizer.spec.size
+    images, alignment = chips(pairs, size, path, options.through_crops)
     rows = []
     for kind in ["none", *options.occlusion]:
         seen = images if kind == "none" else _occluded(images, kind, options.seed)

@@ -24,7 +24,9 @@ def template_of(size: int) -> Template:
     return RESNET29_150 if size == RESNET29_150.size else ARCFACE_112
 
 
-def chips(pairs: PairSet, size: int, path: str | Path) -> tuple[Tensor, str]:
+def chips(
+    pairs: PairSet, size: int, path: str | Path, through_crops: bool = False
+) -> tuple[Tensor, str]:
     """Images of a verification set, uint8 BGR `(N, 3, size, size)`, and how they were aligned.
 
     From the original image by five points where the folder has `landmarks.csv`; 112x112 images
@@ -35,6 +37,8 @@ def chips(pairs: PairSet, size: int, path: str | Path) -> tuple[Tensor, str]:
         pairs: The set.
         size: Side of the recognizer's input.
         path: Where the set was read from: a folder, its `pairs.txt`, or a `.bin` file.
+        through_crops: Cut original images to ArcFace's 112x112 first and warp these, as if they
+            came from a `.bin` file without its JPEG compression: tells what the crop itself costs.
 
     Raises:
         ValueError: Unreadable images, or images without landmarks; one error lists them all.
@@ -46,6 +50,8 @@ def chips(pairs: PairSet, size: int, path: str | Path) -> tuple[Tensor, str]:
     points = None
     if count and isinstance(pairs.images[0], Path) and landmarks.is_file():
         points, how = _points(pairs, landmarks), f"five points of {LANDMARKS}"
+        if through_crops and template is not ARCFACE_112:
+            how += f", through {ARCFACE_112.name}"
     else:
         sides = set(pairs.decode([0]).shape[2:]) if count else set()
         if sides == {ARCFACE_112.size} and template is not ARCFACE_112:
@@ -56,7 +62,10 @@ def chips(pairs: PairSet, size: int, path: str | Path) -> tuple[Tensor, str]:
         for start in range(0, count, _BATCH):
             rows = range(start, min(start + _BATCH, count))
             block = slice(rows.start, rows.stop)
-            if points is not None:
+            if points is not None and "through" in how:
+                crops = align(pairs.decode(rows), points[block], ARCFACE_112)
+                out[block] = warp(crops, between(ARCFACE_112, template), size)
+            elif points is not None:
                 out[block] = align(pairs.decode(rows), points[block], template, size)
             elif how.startswith("warped"):
                 out[block] = warp(pairs.decode(rows), between(ARCFACE_112, template), size)

@@ -60,11 +60,12 @@ def test_aligns_from_landmarks_and_from_the_other_template(folder: Path, tmp_pat
     target = RESNET29_150.resized(150)
     for chip in direct[:, 0].numpy():
         assert np.abs(brightest(chip, target) - target).max() < 0.2
-    # The same points lie elsewhere once ArcFace's template, with its narrower mouth, came between.
+    # A crop in between blurs, and moves nothing: the way there and on is fitted to one shape.
     through, how = chips(pairs, 150, folder, through_crops=True)
     assert how.endswith("through arcface_112")
     for chip in through[:, 0].numpy():
-        assert 0.5 < np.abs(brightest(chip, target) - target).max() < 2.5
+        assert np.abs(brightest(chip, target) - target).max() < 0.3
+    assert through.amax() < direct.amax()
 
     for index, image in enumerate(pairs.images):
         cv2.imwrite(str(image), draw(ARCFACE_112.resized(112) + 0.5 * index, 112))

@@ -1,15 +1,20 @@
 """Class weights without a trained head: the mean embedding of each person's gallery images."""
 
+import hashlib
+import io
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recognizer.data.faces import FaceSet
+from recognizer.engine import InferenceEngine
 from recognizer.heads import MarginHead, build_head
-from recognizer.recognizer import Recognizer
+from recognizer.runs import write_atomically
 from recognizer.verification import embed_flipped
 
 _log = logging.getLogger(__name__)
@@ -60,6 +65,10 @@ class Gallery:
         own = (embedding * others).sum(1, keepdim=True)
         return (embedding @ self.weights.T).scatter(1, label, own).clamp(-1, 1)
 
+    def to(self, device: torch.device) -> "Gallery":
+        """The same gallery on another device."""
+        return replace(self, embeddings=self.embeddings.to(device), labels=self.labels.to(device))
+
     def head(self, kind: str = "cosface", **hyperparameters: float) -> MarginHead:
         """A margin head with these class weights, for faces outside the gallery."""
         head = build_head(kind, self.sums.shape[1], len(self.names), **hyperparameters)
@@ -67,13 +76,19 @@ class Gallery:
         return head
 
 
-def enrol(recognizer: Recognizer, faces: FaceSet, progress: str = "enrolling") -> Gallery:
+def enrol(
+    engine: InferenceEngine,
+    faces: FaceSet,
+    progress: str = "enrolling",
+    cache: Path | None = None,
+) -> Gallery:
     """Enrol everybody with two or more images, by flip-augmented embeddings.
 
     Args:
-        recognizer: In evaluation mode.
+        engine: Of the recognizer.
         faces: Aligned for the recognizer.
         progress: Label of the progress bar; empty for none.
+        cache: Folder to keep the embeddings in, under a hash of weights and images.
 
     Raises:
         ValueError: Nobody has two images.
@@ -87,5 +102,28 @@ def enrol(recognizer: Recognizer, faces: FaceSet, progress: str = "enrolling") -
         raise ValueError(f"enrolment needs people with two or more images; {len(single)} have one")
     if single:
         _log.info("%d people with a single image are not enrolled: %s", len(single), single)
-    embeddings = embed_flipped(recognizer.embed, faces.images[rows], progress=progress)
+    # Not a copy where it can be a memory-mapped file.
+    images = faces.images if len(rows) == len(faces) else faces.images[rows]
+    embeddings = _embed(engine, images, progress, cache)
     return Gallery(embeddings, labels, [names[person] for person in people], rows, single)
+
+
+def _embed(engine: InferenceEngine, images: Tensor, progress: str, cache: Path | None) -> Tensor:
+    if cache is None:
+        return embed_flipped(engine, images, progress=progress)
+    network = engine.recognizer
+    digest = hashlib.blake2b(repr((network.spec, images.shape)).encode(), digest_size=16)
+    for name, value in network.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    for part in images.split(1024):
+        digest.update(part.cpu().contiguous().numpy().data)
+    path = cache / f"enrolled-{digest.hexdigest()}.npy"
+    if path.is_file():
+        return torch.from_numpy(np.load(path))
+    embeddings = embed_flipped(engine, images, progress=progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    np.save(file, embeddings.numpy())
+    write_atomically(path, file.getvalue())
+    return embeddings

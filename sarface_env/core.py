@@ -55,12 +55,7 @@ class RegionSelection:
     ):
         if partition.needs_parsing and faces.parsing is None:
             raise ValueError("the faces have no parsing maps; parse them with a segmenter first")
-        classes = getattr(scorer, "classes", None)
-        if classes is not None and len(faces) and int(faces.labels.max()) >= classes:
-            raise ValueError(
-                f"the faces have identities up to {int(faces.labels.max())}, but the scorer "
-                f"tells only {classes} apart"
-            )
+        self._targets = _targets(faces, scorer)
         self.faces, self.partition, self.scorer, self.reward = faces, partition, scorer, reward
         self.fill_name = fill
         self._fill = make_fill(fill)
@@ -117,7 +112,7 @@ class RegionSelection:
         stale = indices[self._full_version[indices] != self.scorer.version].unique()
         if len(stale):
             self.calls += len(stale)
-            score = self.scorer.score(self.faces.images[stale], self.faces.labels[stale])
+            score = self.scorer.score(self.faces.images[stale], self._targets[stale])
             self._full.correct[stale] = score.correct.cpu()
             self._full.margin_correct[stale] = score.margin_correct.cpu()
             self._full.margin[stale] = score.margin.float().cpu()
@@ -187,9 +182,27 @@ class RegionSelection:
         self.calls += len(indices)
         parts = []
         for i, m in zip(indices.split(chunk), masks.split(chunk), strict=True):
-            score = self.scorer.score(self.apply(i, m), self.faces.labels[i])
+            score = self.scorer.score(self.apply(i, m), self._targets[i])
             parts.append((score.correct, score.margin_correct, score.margin))
         return Score(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _targets(faces: FaceSet, scorer: Scorer) -> Tensor:
+    """What the scorer is asked of every face, `(N,)`: its label, or what the scorer says."""
+    targets = getattr(scorer, "targets", None)
+    if targets is not None:
+        if targets.shape != faces.labels.shape:
+            raise ValueError(
+                f"the scorer is made for {len(targets)} faces, there are {len(faces)} here"
+            )
+        return targets
+    classes = getattr(scorer, "classes", None)
+    if classes is not None and len(faces) and int(faces.labels.max()) >= classes:
+        raise ValueError(
+            f"the faces have identities up to {int(faces.labels.max())}, but the scorer "
+            f"tells only {classes} apart"
+        )
+    return faces.labels
 
 
 def _reshape(outcome: Outcome, shape: tuple[int, ...]) -> Outcome:

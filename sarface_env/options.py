@@ -2,18 +2,21 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from recognizer.data.align import ARCFACE_112
 from recognizer.data.faces import FaceSet
 from recognizer.data.faceworld import load_faceworld
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import resolve_device
 from sarface_env.core import RegionSelection
 from sarface_env.partitions import Partition, make_partition
+from sarface_env.photographs import KINDS, SPLITS, Photographs, load_photographs, parse_folds
 from sarface_env.rewards import Reward, make_reward
-from sarface_env.scorers import MarginScorer, Scorer
+from sarface_env.scorers import EnrolledScorer, MarginScorer, Scorer
+from segmenter.cache import default_cache
 
-SPLITS = ("train", "val", "test")
 OBSERVATIONS = ("regions", "regions+image", "image")
 
 
@@ -22,11 +25,29 @@ class EnvOptions:
     """Options of `SARFace-v0`; names in `gym.make`, names or ready objects in the classes."""
 
     dataset: Any = "faceworld"
-    """Faces: `faceworld` (the embedded synthetic world) or a `FaceSet`."""
+    """Faces: `faceworld` (the embedded synthetic world); a path to photographs: a folder of
+    NAME/*.jpg, or with images/NAME/*.jpg and perhaps landmarks.csv and pairs.txt (LFW's form), a
+    RecordIO set, or a .lst; or a `FaceSet`."""
     split: str = "train"
-    """Which part of the data set: `train`, `val` or `test`."""
+    """Which part of the data set: `train`, `val` or `test`. Splits of photographs share no
+    person."""
+    folds: str = ""
+    """Which folds of pairs.txt are train/val/test, such as `1-5/6/7`; by default people are split
+    70/15/15 % by a hash of their names."""
     recognizer: Any = "faceworld"
-    """Judge of the masked faces: a name or file for `load_recognizer`, or a `Scorer`."""
+    """Judge of the masked faces: `faceworld`, `resnet29` (from PyPI), a file of weights, or a
+    `Scorer`. On photographs it judges among the people of the split, each known by the mean of
+    the other, uncovered images."""
+    parser: str = "light"
+    """Face parser for photographs: `light`, which ships with the package, or a file of weights."""
+    occlusion: str = "clean"
+    """What covers photographs, before they are parsed: `clean` (nothing), `patch`, `object`,
+    `sunglasses`, `mask`, `scarf`, or `mixed` (any of them or nothing). An image is always covered
+    alike."""
+    severity: float = 1.0
+    """Size of what covers photographs, 0.25 to 2; 1 is typical."""
+    occlusion_seed: int = 0
+    """Another number covers the photographs differently."""
     partition: Any = "sarface24"
     """Regions: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, a parsing cut by a grid such as
     `sarface24xgrid4x4`, or a `Partition`."""
@@ -42,8 +63,18 @@ class EnvOptions:
     """Where the recognizer runs: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset, Path):
+            self.dataset = str(self.dataset)
+        if isinstance(self.recognizer, Path):
+            self.recognizer = str(self.recognizer)
         if self.split not in SPLITS:
             raise ValueError(f"unknown split {self.split!r}; there are {', '.join(SPLITS)}")
+        if self.occlusion not in KINDS:
+            raise ValueError(f"unknown occlusion {self.occlusion!r}; there are {', '.join(KINDS)}")
+        if not 0.25 <= self.severity <= 2:
+            raise ValueError(f"severity must be in 0.25 to 2, got {self.severity}")
+        if self.folds:
+            parse_folds(self.folds)
         if self.observation not in OBSERVATIONS:
             raise ValueError(
                 f"unknown observation {self.observation!r}; there are {', '.join(OBSERVATIONS)}"
@@ -51,35 +82,78 @@ class EnvOptions:
         if self.obs_size is not None and self.obs_size < 1:
             raise ValueError(f"obs_size must be positive, got {self.obs_size}")
 
+    def photographs(self, size: int, parse: bool) -> Photographs:
+        """Where and how to get the faces of a path, as images of a size."""
+        return Photographs(
+            str(Path(self.dataset).expanduser()),
+            self.split,
+            self.folds,
+            size,
+            self.parser,
+            parse,
+            self.occlusion,
+            self.severity,
+            self.occlusion_seed,
+            device=self.device,
+        )
 
-@functools.cache
-def load_faces(dataset: str, split: str) -> FaceSet:
-    """Faces by data set name and split, loaded once a process.
 
-    Raises:
-        ValueError: no data set has this name.
-    """
-    if dataset == "faceworld":
-        return load_faceworld(split)
-    raise ValueError(f"unknown dataset {dataset!r}; there are faceworld")
+# Each is loaded once a process.
+_recognizer = functools.cache(load_recognizer)
+_faceworld = functools.cache(load_faceworld)
+_photographs = functools.cache(load_photographs)
 
 
 @functools.cache
 def load_scorer(recognizer: str, device: str) -> MarginScorer:
-    """Scorer of a recognizer by name or file, loaded once a process and device."""
-    return MarginScorer(load_recognizer(recognizer, device=device), device)
+    """Scorer of a recognizer with class weights by name or file, loaded once a process."""
+    return MarginScorer(_recognizer(recognizer, device), device)
+
+
+@functools.cache
+def _enrolled(recognizer: str, device: str, photographs: Photographs) -> EnrolledScorer:
+    faces = _photographs(photographs)
+    return EnrolledScorer(
+        _recognizer(recognizer, device), faces, device, cache=default_cache().parent
+    )
 
 
 def build_core(options: EnvOptions) -> RegionSelection:
-    """Resolve names and put the core together."""
+    """Resolve names and put the core together.
+
+    Faces from files are judged among the people of their split; see `EnrolledScorer`.
+    """
     partition: Partition = make_partition(options.partition)
     reward: Reward = make_reward(options.reward)
-    scorer: Scorer = options.recognizer
-    if isinstance(options.recognizer, str):
-        scorer = load_scorer(options.recognizer, str(resolve_device(options.device)))
-    faces: FaceSet = options.dataset
-    if isinstance(options.dataset, str):
-        faces = load_faces(options.dataset, options.split)
+    faces, scorer = _resolve(options, partition.needs_parsing)
     if not len(faces):
         raise ValueError(f"the {options.split} split of the data set has no faces")
     return RegionSelection(faces, partition, scorer, reward, options.fill)
+
+
+def _resolve(options: EnvOptions, parse: bool) -> tuple[FaceSet, Scorer]:
+    name, device = options.recognizer, str(resolve_device(options.device))
+    if isinstance(options.dataset, str) and options.dataset != "faceworld":
+        if not Path(options.dataset).expanduser().exists():
+            raise ValueError(f"unknown dataset {options.dataset!r}: neither faceworld nor a path")
+        if name == "faceworld":
+            raise ValueError(
+                "the recognizer faceworld knows no photographs; choose another, such as resnet29 "
+                "(pip install face_recognition_models) or a file"
+            )
+        if not isinstance(name, str):
+            size = getattr(name, "size", ARCFACE_112.size)
+            return _photographs(options.photographs(size, parse)), name
+        photographs = options.photographs(_recognizer(name, device).spec.size, parse)
+        return _photographs(photographs), _enrolled(name, device, photographs)
+    if options.occlusion != "clean" or options.folds:
+        raise ValueError("occlusion and folds are for photographs: give their path as dataset")
+    faces = options.dataset
+    if isinstance(faces, str):
+        faces = _faceworld(options.split)
+    if not isinstance(name, str):
+        return faces, name
+    recognizer = _recognizer(name, device)
+    if recognizer.head is None:
+        return faces, EnrolledScorer(recognizer, faces, device, cache=default_cache().parent)
+    return faces, load_scorer(name, device)

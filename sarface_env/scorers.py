@@ -5,12 +5,15 @@ judge masks. `MarginScorer` is the one for face recognizers with a head.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from recognizer.data.faces import FaceSet
 from recognizer.engine import InferenceEngine
+from recognizer.enrolment import enrol
 from recognizer.recognizer import Recognizer, resolve_device
 
 
@@ -39,6 +42,9 @@ class Scorer(Protocol):
         device: where `score` computes; images and targets may come from anywhere.
         mean_colour: BGR in 0-255, the colour that means "nothing" to the model.
         version: changes whenever scores may have changed, so that caches can follow.
+
+    One that judges every face of a set by something of its own has `targets`, int64 `(N,)`, what
+    it wants to be asked instead of the faces' labels.
     """
 
     device: torch.device
@@ -63,7 +69,52 @@ def margin_score(head_cosines: Tensor, penalised: Tensor, targets: Tensor) -> Sc
     return Score(target > best_other, margin > 0, margin)
 
 
-class MarginScorer:
+class _RecognizerScorer:
+    """What all scorers that embed faces share; subclasses give `_judge`."""
+
+    def __init__(self, recognizer: Recognizer, device: str | torch.device, batch_size: int):
+        self.device = resolve_device(device)
+        self.batch_size = batch_size
+        self.recognizer = recognizer
+        self.mean_colour = recognizer.spec.mean_bgr()
+        self.version = 0
+        self.refresh()
+
+    @property
+    def size(self) -> int:
+        """Side of the images that the recognizer was trained on."""
+        return self.recognizer.spec.size
+
+    def refresh(self) -> None:
+        """Take over changed recognizer weights; everything scored before is out of date."""
+        self.recognizer.to(self.device).eval()
+        self._engine = InferenceEngine(self.recognizer)
+        self.version += 1
+
+    @torch.no_grad()
+    def score(self, images: Tensor, targets: Tensor) -> Score:
+        """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
+        parts = []
+        batches = (tensor.split(self.batch_size) for tensor in (images, targets))
+        for image, target in zip(*batches, strict=True):
+            embedding, norm = self._engine(image)
+            score = self._judge(embedding, norm.flatten(), target.to(self.device))
+            parts.append((score.correct, score.margin_correct, score.margin))
+        return Score(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict:
+        # A traced engine does not pickle; it is remade from the recognizer.
+        return {k: v for k, v in self.__dict__.items() if k != "_engine"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._engine = InferenceEngine(self.recognizer)
+
+
+class MarginScorer(_RecognizerScorer):
     """Margin correctness of a face recognizer with class weights.
 
     Args:
@@ -81,14 +132,9 @@ class MarginScorer:
         if recognizer.head is None:
             raise ValueError(
                 f"recognizer {recognizer.name!r} has no class weights; give it a head, "
-                "or enrol people with recognizer.enrolment"
+                "or enrol people with EnrolledScorer"
             )
-        self.device = resolve_device(device)
-        self.batch_size = batch_size
-        self.recognizer = recognizer
-        self.mean_colour = recognizer.spec.mean_bgr()
-        self.version = 0
-        self.refresh()
+        super().__init__(recognizer, device, batch_size)
 
     @property
     def classes(self) -> int:
@@ -96,37 +142,65 @@ class MarginScorer:
         assert self.recognizer.head is not None
         return len(self.recognizer.head.weight)
 
-    def refresh(self) -> None:
-        """Take over changed recognizer weights; everything scored before is out of date."""
-        self.recognizer.to(self.device).eval()
-        self._engine = InferenceEngine(self.recognizer)
-        self.version += 1
-
-    @torch.no_grad()
-    def score(self, images: Tensor, targets: Tensor) -> Score:
-        """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
-        parts = [
-            self._score_batch(x, y)
-            for x, y in zip(
-                images.split(self.batch_size), targets.split(self.batch_size), strict=True
-            )
-        ]
-        return Score(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-    def _score_batch(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
         head = self.recognizer.head
         assert head is not None
-        embedding, norm = self._engine(images)
-        targets = targets.to(self.device)
         cosines = head.cosines(embedding)
         target = cosines.gather(1, targets[:, None]).squeeze(1)
-        score = margin_score(cosines, head.penalise(target, norm.flatten()), targets)
-        return score.correct, score.margin_correct, score.margin
+        return margin_score(cosines, head.penalise(target, norm), targets)
 
-    def __getstate__(self) -> dict:
-        # A traced engine does not pickle; it is remade from the recognizer.
-        return {k: v for k, v in self.__dict__.items() if k != "_engine"}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._engine = InferenceEngine(self.recognizer)
+class EnrolledScorer(_RecognizerScorer):
+    """Margin correctness among people enrolled from a set's own faces, without class weights.
+
+    A person's class weight is the mean embedding of the person's uncovered images, without the one
+    that is being judged. The margin is that of the recognizer's head, if it has one, on these
+    weights; without a head it is zero, and margin-correct means correct.
+
+    Args:
+        recognizer: with or without a head.
+        faces: whose people are told apart; everybody has two images or more.
+        device: `"auto"`, or anything torch takes.
+        batch_size: images a forward pass; bounds the memory.
+        cache: folder to keep the embeddings of the first enrolment in.
+
+    Attributes:
+        targets: the number of every face in `faces`, what `score` is to be asked.
+
+    Raises:
+        ValueError: people have a single image; lists them.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        faces: FaceSet,
+        device: str | torch.device = "auto",
+        batch_size: int = 256,
+        cache: Path | None = None,
+    ):
+        self._cache = cache
+        uncovered = faces.images if faces.clean is None else faces.clean
+        self._uncovered = FaceSet(uncovered, faces.labels, faces.names)
+        self.targets = torch.arange(len(faces))
+        super().__init__(recognizer, device, batch_size)
+
+    def refresh(self) -> None:
+        """Take over changed recognizer weights, and enrol everybody anew."""
+        super().refresh()
+        cache = self._cache if self.version == 1 else None
+        gallery = enrol(self._engine, self._uncovered, cache=cache)
+        if gallery.single:
+            raise ValueError(
+                f"{len(gallery.single)} people have a single image, so nothing to recognize them "
+                f"by; leave them out: {', '.join(gallery.single[:20])}"
+                + (", ..." if len(gallery.single) > 20 else "")
+            )
+        self.gallery = gallery.to(self.device)
+
+    def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
+        cosines, labels = self.gallery.cosines(embedding, targets), self.gallery.labels[targets]
+        penalised = cosines.gather(1, labels[:, None]).squeeze(1)
+        if self.recognizer.head is not None:
+            penalised = self.recognizer.head.penalise(penalised, norm)
+        return margin_score(cosines, penalised, labels)

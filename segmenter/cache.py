@@ -26,7 +26,11 @@ def default_cache() -> Path:
 
 
 def parse_cached(
-    parser: Parser, images: Tensor, path: str | Path | None = None, progress: bool = True
+    parser: Parser,
+    images: Tensor,
+    path: str | Path | None = None,
+    progress: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the label maps of images, parsing only those that were never parsed before.
 
@@ -34,13 +38,14 @@ def parse_cached(
     one SQLite file (`path`, by default `default_cache()`) under a hash of the image's pixels and
     the parser's version, so that neither file names nor order matter. Every batch is committed by
     itself: a killed run continues where it was, and several processes may share the file. Equal
-    images are parsed once. Raises what `Parser.parse` raises, and `ValueError` when the file is no
+    images are parsed once. The result is `out`, which may be memory-mapped, when that is given.
+    Raises what `Parser.parse` raises, and `ValueError` when the file is no
     cache.
     """
     path = default_cache() if path is None else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = images.shape[2:]
-    labels = torch.empty((len(images), height, width), dtype=torch.uint8)
+    labels = torch.empty((len(images), height, width), dtype=torch.uint8) if out is None else out
     try:
         with closing(sqlite3.connect(path, timeout=60)) as database:
             database.execute("PRAGMA journal_mode=WAL")

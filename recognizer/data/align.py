@@ -101,6 +101,23 @@ def between(source: Template, target: Template) -> np.ndarray:
     return similarity_transform(source.resized(source.size), target.resized(target.size))
 
 
+def warp_picture(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Warp one picture `(H, W, 3)` by its matrix `(2, 3)` to `(size, size, 3)`.
+
+    Large pictures are averaged down first, since every pixel of the result is interpolated from
+    four of the picture's only.
+    """
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    if scale < 0.5:
+        height, width = picture.shape[:2]
+        smaller = max(1, round(2 * scale * width)), max(1, round(2 * scale * height))
+        factor = np.array([width / smaller[0], height / smaller[1]])
+        picture = cv2.resize(picture, smaller, interpolation=cv2.INTER_AREA)
+        shift = matrix[:, 2] + matrix[:, :2] @ (0.5 * factor - 0.5)
+        matrix = np.column_stack([matrix[:, :2] * factor, shift])
+    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR)
+
+
 def warp(images: Tensor, matrices: np.ndarray, size: int) -> Tensor:
     """Warp every image by its matrix; pixels from outside the image are black.
 
@@ -127,7 +144,7 @@ def warp(images: Tensor, matrices: np.ndarray, size: int) -> Tensor:
     result = np.empty((n, size, size, 3), np.uint8)
     pictures = np.ascontiguousarray(images.cpu().numpy().transpose(0, 2, 3, 1))
     for picture, matrix, out in zip(pictures, matrices, result, strict=True):
-        cv2.warpAffine(picture, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR)
+        out[:] = warp_picture(picture, matrix, size)
     return torch.from_numpy(np.ascontiguousarray(result.transpose(0, 3, 1, 2))).to(images.device)
 
 

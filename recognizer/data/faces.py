@@ -16,6 +16,10 @@ class FaceSet:
         names: one name an identity.
         parsing: uint8 `(N, H, W)` face-parsing maps in CelebAMask-HQ order, when there are any.
         occluders: bool or uint8 `(N, H, W)`, non-zero where something covers the face, when known.
+            For oracles and analysis only.
+        clean: uint8 like `images`, the same faces uncovered, when `images` are occluded: what
+            people are enrolled from.
+        files: name of every image, when they came from files.
     """
 
     images: Tensor
@@ -23,6 +27,8 @@ class FaceSet:
     names: list[str] = field(default_factory=list)
     parsing: Tensor | None = None
     occluders: Tensor | None = None
+    clean: Tensor | None = None
+    files: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         n, channels = self.images.shape[0], tuple(self.images.shape[1:2])
@@ -39,6 +45,10 @@ class FaceSet:
             expected = (n, *self.images.shape[2:])
             if maps is not None and tuple(maps.shape) != expected:
                 raise ValueError(f"{name} must be {expected}, got {tuple(maps.shape)}")
+        if self.clean is not None and self.clean.shape != self.images.shape:
+            raise ValueError(
+                f"clean must be {tuple(self.images.shape)}, got {tuple(self.clean.shape)}"
+            )
         if self.parsing is not None and self.parsing.dtype != torch.uint8:
             raise ValueError(f"parsing must be uint8, got {self.parsing.dtype}")
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recognizer.data.faces import FaceSet
+from recognizer.engine import InferenceEngine
 from recognizer.enrolment import Gallery, enrol
 from recognizer.recognizer import InputSpec, Recognizer
 
@@ -41,7 +42,8 @@ def test_people_with_one_image_are_reported_together(caplog) -> None:
     spec = InputSpec(8, False, (-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
     recognizer = Recognizer(MeanColour(), spec).eval()
     caplog.set_level("INFO")
-    gallery = enrol(recognizer, FaceSet(images, labels, ["a", "b", "c", "d"]), progress="")
+    engine = InferenceEngine(recognizer)
+    gallery = enrol(engine, FaceSet(images, labels, ["a", "b", "c", "d"]), progress="")
     assert gallery.single == ["a", "b", "d"]
     assert len(caplog.records) == 1
     assert (gallery.names, gallery.faces.tolist(), gallery.labels.tolist()) == (
@@ -51,4 +53,4 @@ def test_people_with_one_image_are_reported_together(caplog) -> None:
     )
     torch.testing.assert_close(gallery.weights[0], F.normalize(torch.tensor([101.0, 1, 1]), dim=0))
     with pytest.raises(ValueError, match="two or more images; 2 have one"):
-        enrol(recognizer, FaceSet(images[:2], torch.tensor([0, 1]), ["a", "b"]))
+        enrol(engine, FaceSet(images[:2], torch.tensor([0, 1]), ["a", "b"]))

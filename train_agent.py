@@ -1,6 +1,7 @@
 """Train an agent in SARFace-v0, evaluate it beside the baselines, and write a run folder."""
 
 import json
+import logging
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,9 @@ class TrainOptions:
     two CPU cores. Everything ends up in the run folder: configuration, TensorBoard events,
     metrics.jsonl, the agent, results.json and figure.png. A killed run continues exactly where it
     was with --resume true.
+
+    --data stands for --env.dataset, and every other option of the environment may be given without
+    `env.` too: --data lfw/ --recognizer resnet29 --occlusion mask.
     """
 
     run: str = "runs/agent"
@@ -47,6 +51,8 @@ class TrainOptions:
     """Held-out faces that every policy is evaluated on."""
     eval_split: str = "test"
     """Where they come from: `val` while choosing options, `test` to report."""
+    fixed_mask_faces: int = 256
+    """Training faces that the best fixed mask is searched on."""
     save_every: int = 100
     """Updates between checkpoints."""
     device: str = "auto"
@@ -59,9 +65,18 @@ class TrainOptions:
     """The agent."""
 
 
+# Options of the environment by their plain names.
+SHORT = {"data": "env.dataset"} | {
+    name: f"env.{name}"
+    for name in EnvOptions.__dataclass_fields__
+    if name not in TrainOptions.__dataclass_fields__
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of `train_agent.py`."""
-    options = parse_options(TrainOptions, argv)
+    options = parse_options(TrainOptions, argv, SHORT)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         folder = prepare_run(options.run, options.resume, options.overwrite)
         check_config(options, folder)
@@ -85,7 +100,15 @@ def check_config(options: TrainOptions, folder: Path) -> None:
     Raises:
         ValueError: the run was started with other options; the message names them.
     """
-    free = ("run", "resume", "overwrite", "save_every", "eval_faces", "eval_split")
+    free = (
+        "run",
+        "resume",
+        "overwrite",
+        "save_every",
+        "eval_faces",
+        "eval_split",
+        "fixed_mask_faces",
+    )
     ours = asdict(options)
     path = folder / "config.json"
     if options.resume and path.exists():
@@ -150,7 +173,9 @@ def compare(agent: Reinforce, options: TrainOptions) -> list[Result]:
     env = make_env(options, options.eval_split, JUDGE)
     faces = len(env.unwrapped.core)  # type: ignore[attr-defined]
     indices = np.random.default_rng(0).permutation(faces)[: options.eval_faces]
-    fixed = FixedMask.search(make_env(options, "train", JUDGE), seed=options.seed)
+    fixed = FixedMask.search(
+        make_env(options, "train", JUDGE), options.fixed_mask_faces, seed=options.seed
+    )
     policies: list[Predicts] = [
         KeepAll(env),
         DropAll(env),
@@ -159,7 +184,9 @@ def compare(agent: Reinforce, options: TrainOptions) -> list[Result]:
         agent,
         GreedyOracle(env),
     ]
-    if env.unwrapped.single_action_space.n <= 16:  # type: ignore[attr-defined]
+    # 2^K masks a face: minutes with the small recognizer of the embedded world, else hours.
+    few_bits = env.unwrapped.single_action_space.n <= 16  # type: ignore[attr-defined]
+    if few_bits and options.env.dataset == "faceworld":
         policies.append(ExhaustiveOracle(env, progress=True))
     return [evaluate(policy, env, indices) for policy in policies]
 

@@ -11,6 +11,7 @@ import torch
 
 import train_agent
 from agents.reinforce import Reinforce, ReinforceOptions
+from recognizer.cli import parse_options
 from sarface_env.options import EnvOptions
 from tests.conftest import ROOT
 from tests.toys import ToyScorer, toy_faces
@@ -114,6 +115,15 @@ def test_help_explains_every_option():
         assert name in done.stdout
     for line in ("Faces to decide on in training", "What replaces dropped pixels", "Learning rate"):
         assert line in done.stdout
+
+
+def test_options_of_the_environment_by_their_plain_names():
+    given = ["--data", "faces", "--recognizer=resnet29", "--occlusion", "mask", "--seed", "3"]
+    options = parse_options(train_agent.TrainOptions, given, train_agent.SHORT)
+    env = options.env
+    assert (env.dataset, env.recognizer, env.occlusion) == ("faces", "resnet29", "mask")
+    assert env.observation == "regions+image"  # the script's own default stays
+    assert options.seed == 3
 
 
 def test_bad_options_end_in_one_line():

@@ -168,7 +168,8 @@ def _people(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
     else:
         pool = np.flatnonzero(enough)
         names = [source.names[person] for person in pool]
-        part = split_names(names, test=0.15, validation=0.15)
+        share = max(0.15, 2 / max(len(names), 1))  # somebody to be told from
+        part = split_names(names, share, share)
         key = "validation" if options.split == "val" else options.split
         chosen[:] = False
         chosen[pool[part[key]]] = True

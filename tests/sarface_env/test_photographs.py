@@ -17,6 +17,7 @@ from recognizer.data import convert
 from recognizer.data.align import ARCFACE_112, RESNET29_150
 from recognizer.data.faces import FaceSet
 from recognizer.data.folder import LANDMARK_COLUMNS
+from recognizer.loader import load_recognizer
 from recognizer.recognizer import InputSpec, Recognizer
 from sarface_env import SARFaceEnv, photographs
 from sarface_env.photographs import Photographs, load_photographs, parse_folds
@@ -333,7 +334,10 @@ def some_faces(data_dir, tmp_path) -> Path:
 
 @pytest.mark.data
 def test_real_faces_from_names_alone(some_faces):
-    pytest.importorskip("face_recognition_models")
+    try:
+        load_recognizer("resnet29", device="cpu")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     options = {"dataset": str(some_faces), "recognizer": "resnet29", "occlusion": "mask"}
     env = gym.make("SARFace-v0", **options)
     check_env(env.unwrapped)

@@ -104,7 +104,7 @@ def load_photographs(options: Photographs) -> FaceSet:
 
 def _stamp(source: FaceSource) -> str:
     beside = (source.root / name for name in (LANDMARKS, PAIRS))
-    return source.stamp + stamp_of([path for path in beside if path.is_file()])
+    return source.stamp + stamp_of([path for path in beside if path.is_file()], source.root)
 
 
 @contextmanager

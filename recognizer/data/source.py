@@ -59,7 +59,7 @@ def open_source(path: str | Path) -> FaceSource:
             records.labels,
             names,
             lambda i: records.encoded(i)[0],
-            stamp_of([records.path]),
+            stamp_of([records.path], records.path.parent),
         )
     if path.suffix == ".lst":
         return _of_folder(read_list(path, on_error="skip"), path.parent)
@@ -75,15 +75,16 @@ def open_source(path: str | Path) -> FaceSource:
 def _of_folder(folder: FaceFolder, root: Path) -> FaceSource:
     paths = folder.paths
     files = [path.relative_to(folder.root).as_posix() for path in paths]
+    stamp = stamp_of(paths, folder.root)
     return FaceSource(
-        root, files, folder.labels, folder.names, lambda i: paths[i].read_bytes(), stamp_of(paths)
+        root, files, folder.labels, folder.names, lambda i: paths[i].read_bytes(), stamp
     )
 
 
-def stamp_of(paths: list[Path]) -> str:
-    """Names, sizes and times of files, as text."""
-    stats = ((path, path.stat()) for path in paths)
-    return "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+def stamp_of(paths: list[Path], root: Path) -> str:
+    """Names below a folder, sizes and times of files, as text."""
+    stats = ((path.relative_to(root), path.stat()) for path in paths)
+    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
 def fold_of_people(source: FaceSource) -> np.ndarray:

@@ -172,6 +172,8 @@ def test_made_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
         after = load(root, occlusion="mask")
         assert torch.equal(before.images, after.images)
         assert before.files == after.files
+        (tmp_path / "elsewhere").symlink_to(root)  # the same files by another path
+        assert len(load(tmp_path / "elsewhere", occlusion="mask")) == len(before)
         with pytest.raises(TypeError):
             load(root, occlusion="mask", severity=1.5)
     cv2.imwrite(str(root / "images" / before.files[0]), np.zeros((96, 96, 3), np.uint8))

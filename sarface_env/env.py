@@ -126,6 +126,20 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     ## Arguments
     The fields of `sarface_env.options.EnvOptions`:
     `gym.make("SARFace-v0", partition="grid7x7", reward="margin", split="test")`.
+    - `dataset`: `faceworld` (the embedded synthetic world), the path of photographs (a folder of
+      `NAME/*.jpg`, LFW's form, a RecordIO set or a `.lst`), or a `FaceSet`.
+    - `split`: `train`, `val` or `test`; `folds`: which folds of `pairs.txt` they are (`1-5/6/7`).
+    - `recognizer`: `faceworld`, `resnet29`, a file of weights, or a `Scorer`. Photographs are
+      judged among the people of the split, each known by the mean of the other images.
+    - `parser`: of photographs, `light` or a file of weights.
+    - `occlusion`: what covers photographs before they are parsed: `clean`, `patch`, `object`,
+      `sunglasses`, `mask`, `scarf`, `mixed`; `severity`, 0.25 to 2; `occlusion_seed`.
+    - `partition`: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, `sarface24xgrid4x4`.
+    - `reward`: see above. `fill` of dropped pixels: `mean`, `zero`, `blur`, `inpaint` (slow).
+    - `observation` and `obs_size`: see above. `device`: `auto`, `cpu`, `cuda`.
+
+    Photographs are aligned, occluded, parsed and enrolled at first use, with progress bars, and
+    read from `$SARFACE_CACHE` (default `~/.cache/sarface`) from then on.
 
     ## Info
     `reset`: `index`, `label`, `action_mask`. `step` adds `kept` and, for `full` and `masked`,

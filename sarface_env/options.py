@@ -11,7 +11,7 @@ from recognizer.data.faceworld import load_faceworld
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import resolve_device
 from sarface_env.core import RegionSelection
-from sarface_env.partitions import Partition, make_partition
+from sarface_env.partitions import CELEBA19, Partition, make_partition
 from sarface_env.photographs import KINDS, SPLITS, Photographs, load_photographs, parse_folds
 from sarface_env.rewards import Reward, make_reward
 from sarface_env.scorers import EnrolledScorer, MarginScorer, Scorer
@@ -151,6 +151,14 @@ def _resolve(options: EnvOptions, parse: bool) -> tuple[FaceSet, Scorer]:
     faces = options.dataset
     if isinstance(faces, str):
         faces = _faceworld(options.split)
+    elif faces.parsing is not None and len(faces):
+        # Now, and not when an episode comes across it.
+        wrong = (faces.parsing.flatten(1).amax(1) >= len(CELEBA19)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(
+                f"label maps hold CelebAMask-HQ classes 0 to {len(CELEBA19) - 1}; those of "
+                f"{len(wrong)} faces hold others, beginning with the faces {wrong[:10]}"
+            )
     if not isinstance(name, str):
         return faces, name
     recognizer = _recognizer(name, device)

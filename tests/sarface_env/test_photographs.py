@@ -24,7 +24,7 @@ from sarface_env.photographs import Photographs, load_photographs, parse_folds
 from sarface_env.scorers import EnrolledScorer
 from segmenter import load_parser
 from tests.recognizer.test_chips import brightest, draw
-from tests.toys import ToyScorer
+from tests.toys import ToyScorer, toy_faces
 
 TEMPLATE = ARCFACE_112.resized(112)
 
@@ -318,6 +318,13 @@ def test_names_in_gym_make(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             SARFaceEnv(**{"dataset": str(root), "recognizer": ToyScorer(), **options})
+
+
+def test_labels_above_18_are_named_at_once():
+    faces = toy_faces()
+    faces.parsing[[3, 7], 0, 0] = 19
+    with pytest.raises(ValueError, match=r"0 to 18; those of 2 faces .* \[3, 7\]"):
+        SARFaceEnv(dataset=faces, recognizer=ToyScorer())
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The policy network: keep logits of the selectable regions, from the region map and the image."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +18,14 @@ class Layout:
         bits: length of the action, K.
         regions: number of regions in the map, R; 0 when observations are not region maps.
         selectable: region of every bit; empty when observations are not region maps.
+        partition: its name, if the environment has one.
     """
 
     shape: tuple[int, ...]
     bits: int
     regions: int = 0
     selectable: tuple[int, ...] = ()
+    partition: str = ""
 
     @classmethod
     def of(cls, env) -> "Layout":
@@ -38,9 +41,10 @@ class Layout:
             raise TypeError(f"agents choose keep bits: MultiBinary(K) is needed, got {action}")
         shape = tuple(observation.shape)
         partition = getattr(inner, "partition", None)
+        name = getattr(partition, "name", "")
         if partition is None or len(shape) != 3 or shape[0] not in (1, 4):
-            return cls(shape, action.n)
-        return cls(shape, action.n, len(partition.names), tuple(partition.selectable))
+            return cls(shape, action.n, partition=name)
+        return cls(shape, action.n, len(partition.names), tuple(partition.selectable), name)
 
 
 class RegionPolicy(nn.Module):
@@ -90,8 +94,21 @@ class RegionPolicy(nn.Module):
         self.register_buffer("selectable", torch.tensor(layout.selectable, dtype=torch.uint8))
         self.selectable: Tensor
 
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Shape of one face's features: bits, and what is known of each."""
+        return self.layout.bits, self.out.in_features
+
     def forward(self, obs: Tensor) -> Tensor:
         """Keep logits `(N, K)` of observations `(N, C, H, W)` uint8."""
+        return self.head(self.features(obs))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Keep logits `(N, K)` of `features(obs)`."""
+        return self.out(features).squeeze(2)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """What is known of every selectable region, `(N, K, D)`."""
         regions = obs[:, 0, :: self.stride, :: self.stride]
         share = (regions[:, None] == self.selectable[:, None, None]).float()
         area = share.mean((2, 3))[:, :, None]
@@ -106,8 +123,7 @@ class RegionPolicy(nn.Module):
         share = F.adaptive_avg_pool2d(share, features.shape[2:])
         whole = features.mean((2, 3))[:, None].expand(-1, share.shape[1], -1)
         parts += [_averages(share, features), whole]
-        hidden = self.decide(torch.cat(parts, 2)) + self.code
-        return self.out(F.relu(hidden)).squeeze(2)
+        return F.relu(self.decide(torch.cat(parts, 2)) + self.code)
 
 
 def _averages(share: Tensor, features: Tensor) -> Tensor:
@@ -130,19 +146,30 @@ class FlatPolicy(nn.Module):
     def __init__(self, layout: Layout, width: int = 64, keep: float = 0.5):
         super().__init__()
         self.layout = layout
-        size = torch.tensor(layout.shape).prod().item()
-        self.net = nn.Sequential(
-            nn.Flatten(), nn.Linear(int(size), width), nn.Tanh(), nn.Linear(width, layout.bits)
-        )
-        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
-        nn.init.constant_(self.net[-1].bias, torch.logit(torch.tensor(keep)).item())  # type: ignore[arg-type]
+        size = math.prod(layout.shape)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.Tanh())
+        self.out = nn.Linear(width, layout.bits)
+        nn.init.zeros_(self.out.weight)
+        nn.init.constant_(self.out.bias, torch.logit(torch.tensor(keep)).item())
+
+    @property
+    def feature_shape(self) -> tuple[int]:
+        """Shape of one observation's features."""
+        return (self.out.in_features,)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Keep logits `(N, K)` of observations `(N, ...)`."""
-        x = obs.float()
-        return self.net(x / 128 - 1 if obs.dtype == torch.uint8 else x)
+        return self.head(self.features(obs))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Keep logits `(N, K)` of `features(obs)`."""
+        return self.out(features)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """The hidden layer, `(N, D)`; bytes are brought to [-1, 1]."""
+        return self.encoder(obs.float() / 128 - 1 if obs.dtype == torch.uint8 else obs.float())
 
 
-def make_policy(layout: Layout, width: int, keep: float) -> nn.Module:
+def make_policy(layout: Layout, width: int, keep: float) -> RegionPolicy | FlatPolicy:
     """The network that fits the layout."""
     return (RegionPolicy if layout.regions else FlatPolicy)(layout, width, keep)

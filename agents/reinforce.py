@@ -1,69 +1,70 @@
-"""REINFORCE for one-step keep/drop decisions, with a self-critical baseline."""
+"""REINFORCE for one-step keep/drop decisions, with a choice of baselines."""
 
-import json
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributions import Bernoulli
 
-from agents.policy import Layout, make_policy
+from agents.learner import Batch, Learner, LearnerOptions
 
-Callback = Callable[[int, dict[str, float]], None]
+Baseline = Literal["none", "moving_average", "self_critical", "full", "per_bit", "counterfactual"]
 
 
 @dataclass
-class ReinforceOptions:
+class ReinforceOptions(LearnerOptions):
     """Options of REINFORCE."""
 
-    lr: float = 3e-3
-    """Learning rate of AdamW; it falls to zero along a cosine."""
-    weight_decay: float = 0.05
-    """Weight decay of AdamW; the faces to train on are few."""
+    baseline: Baseline = "per_bit"
+    """What a sampled mask's reward is compared with. For the whole mask: nothing, a moving average
+    of rewards, the reward of the most likely mask (`self_critical`), or that of the full image
+    (`full`). Bit by bit: the reward with this bit at its most likely value (`per_bit`), or with
+    this bit flipped (`counterfactual`)."""
+    bits: int = 4
+    """Counterfactual: how many of a face's bits, drawn at random, are flipped; one recognizer call
+    each."""
     samples: int = 1
     """Masks sampled of every face at a time."""
-    epochs: int = 4
-    """Gradient steps on every batch. The first is REINFORCE's; the others reweight what was sampled
-    by how likely it has become, because scoring a mask costs more than a gradient step."""
-    entropy: float = 0.15
-    """Weight of the entropy bonus at the start, in units of the advantages' spread; it falls to
-    zero with the learning rate. Without it the policy settles on keeping everything, because most
-    random drops hurt."""
-    width: int = 24
-    """Channels of the policy network's first layer."""
-    keep: float = 0.75
-    """Probability with which every region is kept before training."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline not in get_args(Baseline):
+            raise ValueError(
+                f"unknown baseline {self.baseline!r}; there are {', '.join(get_args(Baseline))}"
+            )
+        for name in ("bits", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-class Reinforce:
-    """REINFORCE (Williams, 1992) with the self-critical baseline of Rennie et al. (2017).
+class Reinforce(Learner):
+    """REINFORCE (Williams, 1992); the default baseline is self-critical, bit by bit.
 
-    The baseline is taken bit by bit: the advantage of a sampled bit is the reward of the sampled
-    mask minus that of the same mask with this bit at its most likely value. The baseline of a bit
-    does not depend on how the bit was sampled, so the gradient stays unbiased, and bits that were
-    sampled as they most likely are have no advantage and cost no recognizer call. (One baseline for
-    the whole mask credits every region for what the others did; on the embedded world such a policy
-    settled on keeping everything.) Bits of regions that the face does not have change nothing and
-    get no credit.
+    With baseline `per_bit`, the advantage of a sampled bit is the reward of the sampled mask minus
+    that of the same mask with this bit at its most likely value: the greedy baseline of Rennie et
+    al. (2017, arXiv 1612.00563), taken bit by bit. The baseline of a bit does not depend on how the
+    bit was sampled, so the gradient stays unbiased, and bits that were sampled as they most likely
+    are have no advantage and cost no recognizer call. (One baseline for the whole mask credits
+    every region for what the others did; on the embedded world such a policy settled on keeping
+    everything.)
+
+    With `counterfactual`, the advantage of a bit is the difference to the reward with it flipped,
+    times the probability of the bit as sampled. This is the expected gradient of the bit given the
+    others (as in Foerster et al., 2018, arXiv 1705.08926), without the noise of its sampling; a
+    random subset of bits, weighted by the inverse of their share, keeps it unbiased.
+
+    Bits of regions that the face does not have change nothing and get no credit.
 
     Args:
         env: a vector environment with `MultiBinary` actions and `evaluate(indices, masks)`.
-        options: learning rate, entropy bonus and network.
+        options: baseline, learning rate, entropy bonus and network.
         seed: of the network's weights, of sampling and of the environment.
         device: of the network.
     """
 
     name = "reinforce"
+    Options: ClassVar[Any] = ReinforceOptions
 
     def __init__(
         self,
@@ -72,187 +73,68 @@ class Reinforce:
         seed: int = 0,
         device: str = "cpu",
     ):
-        self.env, self.options, self.seed = env, options or ReinforceOptions(), seed
-        self.device = torch.device(device)
-        self.layout = Layout.of(env)
-        torch.manual_seed(seed)
-        self.policy = make_policy(self.layout, self.options.width, self.options.keep)
-        self.policy.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), self.options.lr, weight_decay=self.options.weight_decay
-        )
-        self.generator = torch.Generator().manual_seed(seed)
-        self.steps = 0
+        super().__init__(env, options, seed, device)
+        self.average = 0.0
 
-    @torch.no_grad()
-    def logits(self, obs: np.ndarray) -> Tensor:
-        """Keep logits `(N, K)` of observations `(N, ...)`."""
-        return self.policy(torch.as_tensor(obs, device=self.device))
-
-    def predict(
-        self, obs: np.ndarray, state=None, episode_start=None, deterministic: bool = False
-    ) -> tuple[np.ndarray, None]:
-        """Keep bits `(N, K)` int8: the most likely ones, or sampled."""
-        single = np.ndim(obs) == len(self.layout.shape)
-        logits = self.logits(obs[None] if single else obs).cpu()
-        masks = logits > 0 if deterministic else self._sample(logits)
-        actions = masks.numpy().astype(np.int8)
-        return (actions[0] if single else actions), None
-
-    def _sample(self, logits: Tensor) -> Tensor:
-        return torch.rand(logits.shape, generator=self.generator) < torch.sigmoid(logits)
-
-    def learn(self, steps: int, callback: Callback | None = None) -> "Reinforce":
-        """Train until `steps` faces have been decided on, counted from the start of training.
-
-        Args:
-            steps: environment steps in all; the learning rate reaches zero there.
-            callback: called after every update with the step and its metrics.
-        """
-        if self.steps == 0:
-            self._obs, self._info = self.env.reset(seed=self.seed)
-        while self.steps < steps:
-            left = (1 + math.cos(math.pi * self.steps / steps)) / 2
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.options.lr * left
-            metrics = self._update(self.options.entropy * left)
-            if callback is not None:
-                callback(self.steps, metrics)
-        return self
-
-    def _update(self, entropy_weight: float) -> dict[str, float]:
-        obs = torch.as_tensor(self._obs, device=self.device)
-        present = torch.as_tensor(self._info["action_mask"], device=self.device)
-        indices = self._info["index"]
-        logits = self.policy(obs)
-        plain = logits.detach().cpu()
+    def _score(self, batch: Batch, logits: Tensor) -> float:
         # (N, S, K): S masks a face. The first is the episode's, the others are scored beside it.
-        masks = self._sample(plain[:, None].expand(-1, self.options.samples, -1))
-        greedy = plain > 0
-        self._obs, reward, _, _, self._info = self.env.step(masks[:, 0].numpy().astype(np.int8))
-        first = torch.as_tensor(reward, dtype=torch.float32)
-        advantage = self._advantages(indices, masks, greedy, first, present.cpu())
-        # In units of its own spread, so that one entropy bonus suits every reward.
-        scale = advantage.square().sum() / advantage.count_nonzero().clamp_min(1)
-        advantage = advantage / scale.sqrt().clamp_min(1e-6)
+        batch.masks = self._sample(logits[:, None].expand(-1, self.options.samples, -1))
+        actions = batch.masks[:, 0].numpy().astype(np.int8)
+        self._obs, reward, _, _, self._info = self.env.step(actions)
+        self._advantages(batch, logits, torch.as_tensor(reward, dtype=torch.float32))
+        return float(reward.mean())
 
-        sampled, credit = masks.to(self.device).float(), advantage.to(self.device)
-        for epoch in range(self.options.epochs):
-            if epoch:
-                logits = self.policy(obs)
-            log_prob = -F.binary_cross_entropy_with_logits(
-                logits[:, None].expand(masks.shape), sampled, reduction="none"
-            )
-            if epoch == 0:
-                before = log_prob.detach()
-            # One in the first epoch: then its gradient is that of REINFORCE.
-            ratio = (log_prob - before).exp().clamp(max=2)
-            entropy = (Bernoulli(logits=logits).entropy() * present).sum(1).mean()
-            policy_loss = -(credit * ratio).sum(2).mean()
-            loss = policy_loss - entropy_weight * entropy
-            self.optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.policy.parameters(), self.options.max_grad_norm
-            )
-            self.optimizer.step()
-        self.steps += len(masks)
-        return {
-            "charts/episodic_return": float(reward.mean()),
-            "losses/policy_loss": policy_loss.item(),
-            "losses/entropy": entropy.item(),
-            "losses/grad_norm": float(norm),
-        }
-
-    def _advantages(
-        self, indices: np.ndarray, masks: Tensor, greedy: Tensor, first: Tensor, present: Tensor
-    ) -> Tensor:
-        """Advantage of every sampled bit `(N, S, K)` over the bit's most likely value.
-
-        Args:
-            indices: faces `(N,)`.
-            masks: sampled keep bits `(N, S, K)`.
-            greedy: the most likely keep bits `(N, K)`.
-            first: rewards of the first masks `(N,)`.
-            present: which regions the faces have `(N, K)`.
-        """
-        deviates = (masks != greedy[:, None]) & present[:, None]
-        face, sample, bit = deviates.nonzero(as_tuple=True)
-        returned = masks[face, sample]
-        returned[torch.arange(len(bit)), bit] ^= True
-        n, others = len(masks), masks[:, 1:].flatten(0, 1)
-        shown = torch.from_numpy(indices)
-        rewards = self.env.unwrapped.evaluate(
-            torch.cat([shown.repeat_interleave(masks.shape[1] - 1), shown[face]]),
-            torch.cat([others, returned]),
-        ).reward
+    def _advantages(self, batch: Batch, logits: Tensor, first: Tensor) -> None:
+        """Set the advantages of the batch's masks, given the rewards `(N,)` of the first ones."""
+        masks, present, baseline = batch.masks, batch.present, self.options.baseline
+        n, samples, _ = masks.shape
+        # The faces and samples that something is compared with, and the masks that do it.
+        if baseline in ("per_bit", "counterfactual"):
+            weight = self._bit_weights(masks, logits, present)
+            face, sample, bit = weight.nonzero(as_tuple=True)
+            compared = masks[face, sample]
+            compared[torch.arange(len(bit)), bit] ^= True
+        else:
+            greedy = logits > 0 if baseline == "self_critical" else torch.ones_like(present)
+            face = torch.arange(n if baseline in ("self_critical", "full") else 0)
+            compared = greedy[face]
+        others = masks[:, 1:].flatten(0, 1)
+        asked = torch.cat([torch.arange(n).repeat_interleave(samples - 1), face])
+        rewards = self._rewards(
+            None if batch.index is None else batch.index[asked], torch.cat([others, compared])
+        )
         sampled = torch.cat([first[:, None], rewards[: len(others)].view(n, -1)], 1)
-        advantage = torch.zeros(masks.shape)
-        advantage[face, sample, bit] = sampled[face, sample] - rewards[len(others) :]
-        return advantage
+        rewards = rewards[len(others) :]
+        if baseline in ("per_bit", "counterfactual"):
+            batch.advantage = torch.zeros(masks.shape)
+            gain = sampled[face, sample] - rewards
+            batch.advantage[face, sample, bit] = weight[face, sample, bit] * gain
+            return
+        if len(rewards):
+            sampled = sampled - rewards[:, None]
+        elif baseline == "moving_average":
+            before, mean = self.average, float(sampled.mean())
+            self.average += 0.05 * (mean - self.average)
+            sampled = sampled - before
+        batch.advantage = sampled[:, :, None] * present[:, None]
 
-    def save(self, path: str | Path) -> None:
-        """Write the policy's weights and options as safetensors."""
-        about = {
-            "agent": self.name,
-            "options": asdict(self.options),
-            "layout": asdict(self.layout),
-            "steps": self.steps,
-        }
-        save_file(self.policy.state_dict(), str(path), {"sarface": json.dumps(about)})
-
-    @classmethod
-    def load(cls, path: str | Path, env: Any, device: str = "cpu") -> "Reinforce":
-        """The agent of a file, for an environment with the layout it was trained on.
-
-        Raises:
-            ValueError: not an agent's file, or one of another agent or layout.
-        """
-        about, weights = read_agent(path)
-        if about["agent"] != cls.name:
-            raise ValueError(f"{path} holds a {about['agent']} agent, not {cls.name}")
-        agent = cls(env, ReinforceOptions(**about["options"]), device=device)
-        mine = json.loads(json.dumps(asdict(agent.layout)))
-        if different := [key for key in mine if mine[key] != about["layout"][key]]:
-            raise ValueError(
-                f"{path} was trained on another environment: "
-                + "; ".join(f"{k} {about['layout'][k]}, here {mine[k]}" for k in different)
-            )
-        agent.policy.load_state_dict(weights)
-        agent.steps = about["steps"]
-        return agent
+    def _bit_weights(self, masks: Tensor, logits: Tensor, present: Tensor) -> Tensor:
+        """Weight of every bit's difference to its flip `(N, S, K)`; zeros need not be scored."""
+        present = present[:, None].expand(masks.shape)
+        if self.options.baseline == "per_bit":
+            return ((masks != (logits > 0)[:, None]) & present).float()
+        draws = torch.rand(masks.shape, generator=self.generator).masked_fill(~present, 2)
+        chosen = (draws.argsort(2).argsort(2) < self.options.bits) & present
+        share = chosen.sum(2, keepdim=True) / present.sum(2, keepdim=True).clamp_min(1)
+        keep = torch.sigmoid(logits)[:, None]
+        likely = torch.where(masks, keep, 1 - keep)
+        return (chosen * likely / share.clamp_min(1e-6)).float()
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that continuing exactly needs, loadable with `weights_only=True`."""
-        return {
-            "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "steps": self.steps,
-            "env": self.env.unwrapped.episodes.state_dict(),
-        }
+        """See `Agent.training_state`."""
+        return super().training_state() | {"average": self.average}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from `training_state()`."""
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.steps = state["steps"]
-        self._obs, self._info = self.env.unwrapped.resume(state["env"])
-
-
-def read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save` wrote: the description and the weights.
-
-    Raises:
-        ValueError: the file is not an agent's.
-    """
-    try:
-        with safe_open(str(path), "pt") as file:
-            about = json.loads((file.metadata() or {})["sarface"])
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if "agent" not in about:
-            raise KeyError("agent")
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a saved agent ({error})") from error
-    return about, weights
+        """See `Agent.load_training_state`."""
+        super().load_training_state(state)
+        self.average = state["average"]

@@ -252,8 +252,12 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         self._obs = self.episodes.observe()
         return self._obs, reward.astype(np.float64), everyone.copy(), ~everyone, info
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence of faces is, for `resume`."""
+        return self.episodes.state_dict()
+
     def resume(self, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Continue from `episodes.state_dict()`: the observations and info it was taken at."""
+        """Continue from `state_dict()`: the observations and info it was taken at."""
         if len(state["keys"]) != self.num_envs:
             raise ValueError(
                 f"the state is of {len(state['keys'])} environments, this one has {self.num_envs}"

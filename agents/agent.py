@@ -128,7 +128,7 @@ class Agent:
         about = read_agent(path)
         if about["agent"] != cls.name:
             raise ValueError(f"{path} holds a {about['agent']} agent, not {cls.name}")
-        agent = cls(env, make_options(cls, about["options"]), device=device)
+        agent = cls(env, make_options(cls, about["options"]), 0, device)
         mine = json.loads(json.dumps(asdict(agent.layout)))
         theirs = mine | about["layout"]
         if different := [key for key in mine if mine[key] != theirs[key]]:

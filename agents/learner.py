@@ -92,7 +92,7 @@ class Learner(Agent):
         if self._obs is None:
             self._obs, self._info = self.env.reset(seed=self.seed)
         while self.steps < steps:
-            metrics = self._update(self.steps / (total or steps))
+            metrics = self._update(min(1.0, self.steps / (total or steps)))
             if callback is not None:
                 callback(self.steps, metrics)
         return self
@@ -200,11 +200,12 @@ class Learner(Agent):
         """See `Agent.training_state`."""
         return super().training_state() | {
             "optimizer": self.optimizer.state_dict(),
-            "env": self.env.unwrapped.state_dict(),
+            "env": None if self._obs is None else self.env.unwrapped.state_dict(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """See `Agent.load_training_state`."""
         super().load_training_state(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self._obs, self._info = self.env.unwrapped.resume(state["env"])
+        if state["env"] is not None:
+            self._obs, self._info = self.env.unwrapped.resume(state["env"])

@@ -128,7 +128,7 @@ class Ppo(Agent):
             "updates": self.model._n_updates,
             "torch_random": torch_state,
             "numpy_random": [keys.astype(np.int64).tolist(), *rest],
-            "env": self.env.unwrapped.state_dict(),
+            "env": None if self.model._last_obs is None else self.env.unwrapped.state_dict(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -140,7 +140,8 @@ class Ppo(Agent):
         keys, *rest = state["numpy_random"]
         numpy_state = ("MT19937", np.array(keys, np.uint32), *rest)
         self._random = state["torch_random"], numpy_state
-        model._last_obs, _ = self.env.unwrapped.resume(state["env"])
+        if state["env"] is not None:
+            model._last_obs, _ = self.env.unwrapped.resume(state["env"])
         model._last_episode_starts = np.ones(self.env.num_envs, bool)
 
 
@@ -167,7 +168,7 @@ class _AfterUpdates(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.updated()
-        left = (1 + math.cos(math.pi * self.agent.steps / self.total)) / 2
+        left = (1 + math.cos(math.pi * min(1.0, self.agent.steps / self.total))) / 2
         options = self.agent.options
         self.model.lr_schedule = lambda _: options.lr * left
         self.model.ent_coef = options.entropy * left  # type: ignore[attr-defined]

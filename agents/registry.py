@@ -32,17 +32,23 @@ def agent_names() -> list[str]:
     return [*AGENTS, *sorted(entry_points(group=GROUP).names - set(AGENTS))]
 
 
+def check_agent(name: str) -> None:
+    """Raise ValueError, with a list of what exists, if no agent has this name."""
+    if name not in agent_names():
+        raise ValueError(f"unknown agent {name!r}; there are {', '.join(agent_names())}")
+
+
 def agent_class(name: str) -> type[Agent]:
     """The class of an agent.
 
     Raises:
         ValueError: no agent has this name; the message lists what exists.
     """
+    check_agent(name)
     if name in AGENTS:
         return resolve_name(AGENTS[name])
-    for entry in entry_points(group=GROUP, name=name):
-        return entry.load()
-    raise ValueError(f"unknown agent {name!r}; there are {', '.join(agent_names())}")
+    (entry, *_) = entry_points(group=GROUP, name=name)
+    return entry.load()
 
 
 def make_agent(

@@ -4,7 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recognizer.backbones import build_backbone
 from recognizer.data.faces import FaceSet
+from recognizer.heads import build_head
+from recognizer.recognizer import InputSpec, Recognizer
 from sarface_env.scorers import Score
 
 
@@ -42,3 +45,11 @@ class ToyScorer:
         self.scored += len(images)
         margin = images.float().mean((1, 2, 3)) / 128 - 1 + 0.02 * (targets - 1.5)
         return Score(margin > -0.05, margin > 0, margin)
+
+
+def tiny_recognizer() -> Recognizer:
+    """An untrained network and head for the classes of `toy_faces`, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = build_head("cosface", 128, 4, s=24.0, m=0.2)
+        return Recognizer(build_backbone("ir_tiny"), InputSpec(), head, "ir_tiny")

@@ -1,17 +1,19 @@
 """What every agent must do: find a known optimum, save, resume, and refuse what does not fit."""
 
 import io
+import itertools
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from agents.agent import Agent, DivergedError, NoOptions
+from agents.agent import DivergedError, NoOptions
 from agents.baselines import ExhaustiveOracle, KeepAll
 from agents.evaluation import evaluate
 from agents.registry import AGENTS, agent_names, load_agent, make_agent
 from sarface_env import SARFaceEnv, SARFaceVectorEnv
+from tests.conftest import ROOT
 from tests.toys import ToyScorer, toy_faces
 
 EVERYTHING = np.arange(12)
@@ -131,26 +133,39 @@ def test_unknown_names_list_what_exists(tmp_path):
         load_agent(tmp_path / "other", env)
 
 
-def test_other_packages_add_agents(monkeypatch):
-    class Mine(Agent):
-        name = "mine"
+def test_the_documented_agent_of_another_package(tmp_path, monkeypatch):
+    """What docs/custom_agent.md shows, installed as a package would be, finds the best mask."""
+    text = (ROOT / "docs" / "custom_agent.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 60
+    declared = text.split("sarface.agents =\n")[1].split("```")[0]
+    (tmp_path / "my_agents.py").write_text(code)
+    installed = tmp_path / "my_agents-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my_agents\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[sarface.agents]\n" + declared.strip() + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
 
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.policy = torch.nn.Identity()
+    assert agent_names()[-1] == "cross_entropy"
+    env = make_env()
+    agent = make_agent("cross_entropy", env, {"masks": 16, "rate": 0.1}).learn(24 * 60)
+    obs, _ = env.reset(seed=0)
+    ours = agent.predict(obs, deterministic=True)[0]
+    assert (ours == ours[0]).all()
+    masks = torch.tensor(list(itertools.product([0, 1], repeat=4)))
+    rewards = env.evaluate(EVERYTHING, masks.expand(12, 16, 4)).reward.mean(0)
+    (found,) = (masks == torch.from_numpy(ours[0])).all(1).nonzero()
+    assert rewards[found] > rewards.max() - 0.03  # drawn faces are not all faces
 
-    class Entry:
-        name = "mine"
-
-        def load(self):
-            return Mine
-
-    class Entries(list):
-        names = frozenset({"mine"})
-
-    monkeypatch.setattr("agents.registry.entry_points", lambda **query: Entries([Entry()]))
-    assert agent_names()[-1] == "mine"
-    assert isinstance(make_agent("mine", make_env(2)), Mine)
+    first = make_agent("cross_entropy", make_env(), seed=1).learn(48)
+    second = make_agent("cross_entropy", make_env())
+    second.load_training_state(first.training_state())
+    second.seed = 1
+    assert torch.equal(first.learn(96).logits(obs), second.learn(96).logits(obs))
+    agent.save(tmp_path / "agent.safetensors")
+    assert torch.equal(
+        load_agent(tmp_path / "agent.safetensors", env).logits(obs), agent.logits(obs)
+    )
 
 
 @pytest.mark.parametrize("name", ["reinforce", "grpo", "sarface", "ppo"])

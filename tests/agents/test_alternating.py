@@ -1,0 +1,129 @@
+"""Rounds of agent and recognizer, and the recognizer's steps on masked faces."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agents.alternating import AlternatingOptions, Alternation
+from recognizer.training import TrainingDivergedError
+from sarface_env import SARFaceVectorEnv
+from sarface_env.recognizer_updates import RecognizerUpdates
+from sarface_env.scorers import MarginScorer
+from tests.toys import ToyScorer, tiny_recognizer, toy_faces
+
+
+def make_env(num_envs=4, scorer=None):
+    return SARFaceVectorEnv(
+        num_envs,
+        dataset=toy_faces(size=32),
+        recognizer=scorer or MarginScorer(tiny_recognizer(), "cpu"),
+        partition="grid2x3",
+        observation="regions+image",
+    )
+
+
+class Scripted:
+    """An agent or a recognizer's training that only counts; `log` tells in which order."""
+
+    batch_size = 10
+
+    def __init__(self, name, log):
+        self.name, self.log, self.steps, self.step = name, log, 0, 0
+
+    def learn(self, steps, *rest):
+        self.log.append((self.name, steps))
+        self.steps = self.step = steps
+        return 0.5
+
+    def predict(self, obs):
+        raise AssertionError
+
+
+def test_rounds_stop_when_the_score_does_not_rise_and_the_best_is_kept():
+    log, kept, phases = [], [], []
+    scores = iter([0.3, 0.5, 0.4, 0.6, 0.6, 0.6, 0.9])
+    training = Alternation(
+        Scripted("agent", log),
+        Scripted("recognizer", log),
+        lambda: next(scores),
+        AlternatingOptions(rounds=9, policy_steps=100, recognizer_steps=7, patience=2),
+    )
+    training.run(None, phases.append, lambda: kept.append(training.best))
+    rounds = [[("agent", 100 * n), ("recognizer", 7 * n)] for n in range(1, 6)]
+    assert log == [call for both in rounds for call in both]
+    assert kept == [0.3, 0.5, 0.6]
+    assert (training.best, training.round, training.stale) == (0.6, 5, 2)
+    assert phases[0] == {"validation/margin_correct": 0.3, "validation/round": 0}
+    assert phases[2] == {
+        "losses/recognizer": 0.5,
+        "validation/margin_correct": 0.5,
+        "validation/round": 1,
+    }
+    assert training.faces == 500 + 35 * 10
+
+
+def test_the_recognizer_is_shown_masked_faces_mixed_with_full_ones(monkeypatch):
+    env = make_env()
+    updates = RecognizerUpdates(env, batch_size=6, mix=0.5)
+    seen, forward = [], updates.objective.forward
+    monkeypatch.setattr(
+        updates.objective, "forward", lambda x, y: (seen.append((x, y)), forward(x, y))[1]
+    )
+    asked = []
+
+    def drop_all(obs):
+        asked.append(obs)
+        return np.zeros((6, 6), np.int8)
+
+    updates.learn(40, drop_all)
+    grey = torch.tensor(env.core.scorer.mean_colour).round().to(torch.uint8).view(3, 1, 1)
+    faces = env.core.faces
+    masked = 0
+    for images, labels in seen:
+        for image, label in zip(images, labels, strict=True):
+            if (image == grey).all():  # the grid's cells are the whole face
+                masked += 1
+            else:
+                assert label in faces.labels[(faces.images == image).flatten(1).all(1)]
+    assert abs(masked / 240 - 0.5) < 4 * 0.5 / 240**0.5
+    assert asked[0].shape == (6, 4, 32, 32)
+    # Every pass over the 12 faces shows each once: two steps of six.
+    labels = torch.cat([labels for _, labels in seen[:2]])
+    assert sorted(labels.tolist()) == sorted(faces.labels.tolist())
+
+
+def test_caches_follow_the_recognizer_and_only_the_envs_own_changes():
+    recognizer = tiny_recognizer()
+    env, other = make_env(scorer=MarginScorer(recognizer, "cpu")), make_env()
+    everything = torch.arange(12)
+    before, version = env.core.full_score(everything).margin.clone(), env.core.scorer.version
+    calls, untouched = env.core.calls, other.core.full_score(everything).margin.clone()
+    loss = [RecognizerUpdates(env, 12, 0.0, lr=1e-3).learn(10, None) for _ in range(2)]
+    assert loss[1] < loss[0]
+    after = env.core.full_score(everything).margin
+    assert env.core.scorer.version == version + 2
+    assert env.core.calls == calls + 12
+    assert after.mean() > before.mean()
+    fresh = MarginScorer(recognizer, "cpu").score(env.core.faces.images, env.core.faces.labels)
+    torch.testing.assert_close(after, fresh.margin)
+    other.core.scorer.refresh()
+    torch.testing.assert_close(other.core.full_score(everything).margin, untouched)
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match=r"with class weights .* here a ToyScorer judges"):
+        RecognizerUpdates(make_env(scorer=ToyScorer()))
+    with pytest.raises(ValueError, match="12 faces are too few for a batch of 64"):
+        RecognizerUpdates(make_env())
+    with pytest.raises(ValueError, match=r"mix must lie in \[0, 1\], got 2"):
+        RecognizerUpdates(make_env(), 4, mix=2)
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        AlternatingOptions(rounds=0)
+    updates = RecognizerUpdates(make_env(), 4, mix=0.0)
+    updates.folder = tmp_path
+    updates.scorer.recognizer.head.weight.data.fill_(math.nan)
+    with pytest.raises(TrainingDivergedError, match=r"at its step 0; the batch is in .*diverged"):
+        updates.learn(3, None)
+    assert torch.load(tmp_path / "diverged.pt", weights_only=True)["images"].shape == (4, 3, 32, 32)

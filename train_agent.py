@@ -129,9 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         report(results, agent, options, folder)
     except (OSError, ValueError, DivergedError, TrainingDivergedError) as error:
         sys.exit(f"train_agent: {error}")
+    agents = "best/ and last/, agent with recognizer" if options.alternate else "agent.safetensors"
     print(
         f"\nTraining took {trained - started:.0f} s, evaluation {time.monotonic() - trained:.0f} s."
-        f"\nRun folder: {folder} (figure.png, results.json, agent.safetensors, "
+        f"\nRun folder: {folder} (figure.png, results.json, {agents}, "
         f"`tensorboard --logdir {folder}`)"
     )
 

@@ -25,7 +25,7 @@ class TrainOptions:
     """Faces to train on: `faceworld` (the embedded world) or `faceworld-clean` (the same without
     occluders and other misleading things), a folder with `train.rec`, a .rec file, a .lst file, or
     a folder of NAME/*.jpg."""
-    faceworld_images: int = 40
+    faceworld_images: int = 60
     """Pictures a person of the embedded world; more are drawn at first use."""
     hold_out: int = 1
     """Images a person kept from training, to measure correct and margin-correct rates on; everybody

@@ -111,7 +111,7 @@ def _threads() -> int:
 
 
 def open_training_set(
-    data: str, hold_out: int = 0, faceworld_images: int = 40, size: int = 112
+    data: str, hold_out: int = 0, faceworld_images: int = 60, size: int = 112
 ) -> tuple[TrainingSet, FaceSet | None]:
     """Open a face set, and split off images to judge class by class.
 
@@ -134,7 +134,7 @@ def open_training_set(
     """
     if data in ("faceworld", "faceworld-clean"):
         config = FaceWorldConfig().clean() if data == "faceworld-clean" else None
-        world = MemorySet(load_faceworld("train", faceworld_images, config=config))
+        world = MemorySet(load_faceworld("recognizer", faceworld_images, config=config))
         if not hold_out:
             return world, None
         faces = load_faceworld("val")

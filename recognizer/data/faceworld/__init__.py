@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # pictures a person: enough to learn from, few enough to be drawn within a minute
-_PICTURES = {"train": 40, "val": 5, "test": 5}
+_PICTURES = {"recognizer": 60, "val": 5, "test": 5, "train": 40}
 
 
 def load_faceworld(
@@ -50,7 +50,7 @@ def load_faceworld(
     Splits hold different pictures of the same people. Faces are ordered by picture number, then
     identity, so the first `identities` faces show everybody once. The cache is the folder
     `$SARFACE_CACHE`, by default `~/.cache/sarface`. By default there are 40 pictures a person to
-    train on and 5 each to validate and to test on.
+    train agents on, 60 for their recognizer, and 5 each to validate and to test on.
 
     Raises:
         ValueError: unknown split, or sizes that are not positive.

@@ -25,8 +25,14 @@ from recognizer.data.faceworld.render import (
     FaceWorldConfig,
 )
 
-# picture numbers of a split start here, so splits never share a picture
-SPLITS = {"train": 0, "val": 1_000_000_000, "test": 2_000_000_000}
+# Picture numbers of a split start here, so splits never share a picture. Agents train on other
+# pictures than their recognizer did: those it has learnt by heart need no help.
+SPLITS = {
+    "recognizer": 0,
+    "val": 1_000_000_000,
+    "test": 2_000_000_000,
+    "train": 3_000_000_000,
+}
 _CHUNK = 50
 _ARRAYS = {
     "images": (np.uint8, (3, SIZE, SIZE)),

@@ -35,13 +35,13 @@ class FaceWorldConfig:
     Fields ending in `_p` are probabilities per image; the others scale a spread and 0 turns it off.
     """
 
-    pose: float = 0.8
+    pose: float = 0.6
     """Spread of head position, size, rotation and turn."""
-    expression: float = 1.0
+    expression: float = 0.8
     """Spread of smiles, open mouths, raised brows and half-closed eyes."""
-    lighting: float = 0.7
+    lighting: float = 0.5
     """Spread of brightness, colour cast and the gradient across the picture."""
-    noise: float = 0.6
+    noise: float = 0.4
     """Sensor noise and blur."""
     clutter: float = 0.5
     """Structure in the background."""
@@ -58,9 +58,9 @@ class FaceWorldConfig:
     """Scarf over the chin, printed with patterns, skin tones or small faces."""
     background_face_p: float = 0.3
     """Somebody else's face in a corner behind the head."""
-    patch_p: float = 0.75
+    patch_p: float = 0.85
     """Pieces of another person's face over one skin quadrant."""
-    double_patch: float = 0.45
+    double_patch: float = 0.7
     """Share of patched faces whose patch covers two adjacent quadrants."""
     object_p: float = 0.12
     """Hand, cup, phone, leaf or patterned shape over cheek, forehead or hair."""

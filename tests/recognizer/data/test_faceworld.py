@@ -183,7 +183,7 @@ def test_cache_is_drawn_once_and_split_apart(tmp_path, monkeypatch):
     assert train.labels.tolist() == [0, 1, 2, 3, 4] * 2
     assert train.parsing is not None
     assert train.occluders is not None
-    expected = FaceWorld(identities=5).render(3, 1)
+    expected = FaceWorld(identities=5).render(3, SPLITS["train"] + 1)
     np.testing.assert_array_equal(train.images[8].permute(1, 2, 0).numpy(), expected.image)
     np.testing.assert_array_equal(train.parsing[8].numpy(), expected.labels)
 
@@ -213,7 +213,7 @@ def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_bad_arguments_are_explained():
-    with pytest.raises(ValueError, match="unknown split 'dev'; there are train, val, test"):
+    with pytest.raises(ValueError, match="unknown split 'dev'; there are recognizer, val, test, train"):
         load_faceworld("dev")
     with pytest.raises(ValueError, match="patch_p must be in"):
         FaceWorldConfig(patch_p=1.5)

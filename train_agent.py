@@ -327,7 +327,7 @@ class Progress:
 
 
 def _calls(agent: Agent) -> int:
-    """Images the recognizer has scored, this side of the last resumption."""
+    """Images the recognizer has scored in training."""
     return agent.env.unwrapped.core.calls
 
 

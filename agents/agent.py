@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from agents.looped import vectorized
@@ -115,7 +115,11 @@ class Agent:
             "steps": self.steps,
         }
         temporary = Path(f"{path}.tmp")
-        save_model(self.policy, str(temporary), {"sarface": json.dumps(about)})
+        # Networks that share layers name some tensors twice; `load_model` fills in both.
+        once = {value.data_ptr(): key for key, value in reversed(self.policy.state_dict().items())}
+        weights = self.policy.state_dict()
+        weights = {key: weights[key].contiguous() for key in sorted(once.values())}
+        save_file(weights, temporary, {"sarface": json.dumps(about)})
         temporary.replace(path)
 
     @classmethod

@@ -1,6 +1,7 @@
 """The batched core: faces, regions, masks and scores, without any episode."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,6 +178,22 @@ class RegionSelection:
         """The most any mask can earn on faces with these full scores, `(N,)`; maybe infinite."""
         bound = getattr(self.reward, "bound", None)
         return torch.full_like(full.margin, torch.inf) if bound is None else bound(full)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calls so far and the scores of full images that are known.
+
+        Scored again, in other batches, they would differ in the last digit of a float.
+        """
+        known = (self._full_version == self.scorer.version).nonzero().squeeze(1)
+        return {"calls": self.calls, "faces": known, **vars(self._full[known])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`, with the scorer that it was taken with."""
+        faces, self.calls = state["faces"], state["calls"]
+        for field in ("correct", "margin_correct", "margin"):
+            getattr(self._full, field)[faces] = state[field]
+        self._full_version[:] = -1
+        self._full_version[faces] = self.scorer.version
 
     def _score_masked(self, indices: Tensor, masks: Tensor, chunk: int = 1024) -> Score:
         self.calls += len(indices)

@@ -253,16 +253,16 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         return self._obs, reward.astype(np.float64), everyone.copy(), ~everyone, info
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sequence of faces is, for `resume`."""
-        return self.episodes.state_dict()
+        """Where the sequence of faces is, and what is known of them, for `resume`."""
+        return {"episodes": self.episodes.state_dict(), "core": self.core.state_dict()}
 
     def resume(self, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         """Continue from `state_dict()`: the observations and info it was taken at."""
-        if len(state["keys"]) != self.num_envs:
-            raise ValueError(
-                f"the state is of {len(state['keys'])} environments, this one has {self.num_envs}"
-            )
-        self.episodes.load_state_dict(state)
+        envs = len(state["episodes"]["keys"])
+        if envs != self.num_envs:
+            raise ValueError(f"the state is of {envs} environments, this one has {self.num_envs}")
+        self.episodes.load_state_dict(state["episodes"])
+        self.core.load_state_dict(state["core"])
         self._decided = None
         self._obs = self.episodes.observe()
         return self._obs, self._masked(self.episodes.info())

@@ -141,7 +141,7 @@ def test_resume_continues_the_stream_of_faces():
     actions = random_actions(env, 4, 2)
     env.reset(seed=1)
     env.step(actions[0])
-    state = env.episodes.state_dict()
+    state = env.state_dict()
     expected = [env.step(a)[:2] for a in actions[1:]]
     other = SARFaceVectorEnv(3, **toys())
     other.resume(state)

@@ -19,7 +19,7 @@ def make_env(num_envs=24, **options):
 def test_it_learns_to_drop_the_dark_cells():
     env = make_env()
     torch.manual_seed(0)
-    agent = Reinforce(env, ReinforceOptions(lr=5e-3, width=16)).learn(24 * 120)
+    agent = Reinforce(env, ReinforceOptions(lr=1e-2, width=16)).learn(24 * 80)
     ours, keep, best = (
         evaluate(policy, env, EVERYTHING).mean("reward")
         for policy in (agent, KeepAll(env), ExhaustiveOracle(env))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recognizer.data.align import ARCFACE_112
+from recognizer.data.disk_cache import cache_folder
 from recognizer.data.faces import FaceSet
 from recognizer.data.faceworld import load_faceworld
 from recognizer.loader import load_recognizer
@@ -15,7 +16,6 @@ from sarface_env.partitions import CELEBA19, Partition, make_partition
 from sarface_env.photographs import KINDS, SPLITS, Photographs, load_photographs, parse_folds
 from sarface_env.rewards import Reward, make_reward
 from sarface_env.scorers import EnrolledScorer, MarginScorer, Scorer
-from segmenter.cache import default_cache
 
 OBSERVATIONS = ("regions", "regions+image", "image")
 
@@ -113,9 +113,7 @@ def load_scorer(recognizer: str, device: str) -> MarginScorer:
 @functools.cache
 def _enrolled(recognizer: str, device: str, photographs: Photographs) -> EnrolledScorer:
     faces = _photographs(photographs)
-    return EnrolledScorer(
-        _recognizer(recognizer, device), faces, device, cache=default_cache().parent
-    )
+    return EnrolledScorer(_recognizer(recognizer, device), faces, device, cache=cache_folder())
 
 
 def build_core(options: EnvOptions) -> RegionSelection:
@@ -163,5 +161,5 @@ def _resolve(options: EnvOptions, parse: bool) -> tuple[FaceSet, Scorer]:
         return faces, name
     recognizer = _recognizer(name, device)
     if recognizer.head is None:
-        return faces, EnrolledScorer(recognizer, faces, device, cache=default_cache().parent)
+        return faces, EnrolledScorer(recognizer, faces, device, cache=cache_folder())
     return faces, load_scorer(name, device)

@@ -4,10 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +14,13 @@ from tqdm import tqdm
 
 from recognizer.data.align import similarity_transform, warp_picture
 from recognizer.data.chips import LANDMARKS, template_of
+from recognizer.data.disk_cache import cache_folder, new_folder
 from recognizer.data.faces import FaceSet
 from recognizer.data.occlusion import OCCLUSIONS, occlude
 from recognizer.data.source import PAIRS, FaceSource, fold_of_people, open_source, stamp_of
 from sarface_env.locating import decode_each, locate
 from segmenter import CLASSES, Parser, load_parser
-from segmenter.cache import default_cache, parse_cached
+from segmenter.cache import parse_cached
 from segmenter.data import split_names
 
 SPLITS = ("train", "val", "test")
@@ -92,9 +89,9 @@ def load_photographs(options: Photographs) -> FaceSet:
         **{k: v for k, v in vars(options).items() if k not in ("path", "parser", "device")},
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    folder = default_cache().parent / f"photographs-{options.split}-{digest}"
+    folder = cache_folder() / f"photographs-{options.split}-{digest}"
     if not folder.is_dir():
-        with _new_folder(folder) as unfinished:
+        with new_folder(folder) as unfinished:
             _make(source, parser, options, unfinished)
     faces, how = _read(folder)
     name = f"{Path(options.path).resolve().name}, {options.split}"
@@ -105,22 +102,6 @@ def load_photographs(options: Photographs) -> FaceSet:
 def _stamp(source: FaceSource) -> str:
     beside = (source.root / name for name in (LANDMARKS, PAIRS))
     return source.stamp + stamp_of([path for path in beside if path.is_file()], source.root)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that gets its name when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield unfinished
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process made the same meanwhile
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def parse_folds(text: str) -> dict[str, list[int]]:

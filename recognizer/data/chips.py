@@ -47,10 +47,10 @@ def chips(
     landmarks = (path if path.is_dir() else path.parent) / LANDMARKS
     count = len(pairs.images)
     out = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    points = None
+    points, through_crops = None, through_crops and template is not ARCFACE_112
     if count and isinstance(pairs.images[0], Path) and landmarks.is_file():
         points, how = _points(pairs, landmarks), f"five points of {LANDMARKS}"
-        if through_crops and template is not ARCFACE_112:
+        if through_crops:
             how += f", through {ARCFACE_112.name}"
     else:
         sides = set(pairs.decode([0]).shape[2:]) if count else set()
@@ -62,7 +62,7 @@ def chips(
         for start in range(0, count, _BATCH):
             rows = range(start, min(start + _BATCH, count))
             block = slice(rows.start, rows.stop)
-            if points is not None and "through" in how:
+            if points is not None and through_crops:
                 crops = align(pairs.decode(rows), points[block], ARCFACE_112)
                 out[block] = warp(crops, between(ARCFACE_112, template), size)
             elif points is not None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from recognizer.data.disk_cache import cache_folder, new_folder
 from recognizer.data.faceworld.canvas import SIZE
 from recognizer.data.faceworld.render import (
     NUISANCES,
@@ -61,21 +60,11 @@ def faceworld_arrays(
         "config": asdict(world.config),
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("SARFACE_CACHE") or Path.home() / ".cache" / "sarface").expanduser()
-    folder = root / f"faceworld-{split}-{digest}"
+    folder = cache_folder() / f"faceworld-{split}-{digest}"
     if not folder.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        # a finished folder appears at once; an interrupted one is never mistaken for it
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
-        try:
+        with new_folder(folder) as unfinished:
             (unfinished / "recipe.json").write_text(json.dumps(recipe, indent=1))
             _draw(unfinished, identities * images_per_identity, f"drawing {split} faces", workers)
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else somebody drew the same faces meanwhile
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     # copy-on-write, because torch has no read-only tensors
     return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
 

@@ -70,7 +70,7 @@ def policy_figure(env: Any, results: list[Result], agent: str, faces: int = 6) -
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel("how often the region is kept, of the faces that have it")
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)

@@ -7,11 +7,13 @@ import sys
 
 from jsonargparse import ArgumentParser
 
+from recognizer.memory import keep_freed_memory
 from segmenter.training import SegmenterTraining, train
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the training that flags or a `--config` file describe; see `--help`."""
+    keep_freed_memory()
     parser = ArgumentParser(prog="train_segmenter", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML or JSON file with any option below")
     parser.add_class_arguments(SegmenterTraining, as_group=False)

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import jsonargparse
 
+from recognizer.memory import keep_freed_memory
+
 T = TypeVar("T")
 
 
@@ -12,6 +14,8 @@ def parse_options(
     cls: type[T], argv: list[str] | None = None, short: dict[str, str] | None = None
 ) -> T:
     """Options from the command line and from `--config FILE` (YAML or JSON).
+
+    The first thing that programs do; it also sets the allocator up for them.
 
     Fields become `--field VALUE`, nested dataclasses `--outer.inner VALUE`; the string under a
     field is its help. Bad values end the program with one line, not a traceback.
@@ -22,6 +26,7 @@ def parse_options(
         short: other names of nested fields: `{"data": "env.dataset"}` lets `--data` stand for
             `--env.dataset`.
     """
+    keep_freed_memory()
     argv = [_spelled_out(word, short or {}) for word in (sys.argv[1:] if argv is None else argv)]
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     return jsonargparse.auto_cli(cls, args=argv, as_positional=False)

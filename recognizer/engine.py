@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from recognizer.memory import keep_freed_memory
 from recognizer.recognizer import Recognizer
 
 
@@ -21,6 +22,7 @@ class InferenceEngine:
         self.recognizer = recognizer
         self.backbone: nn.Module = recognizer.backbone
         if recognizer.device.type == "cpu":
+            keep_freed_memory()
             self.backbone = self._freeze(recognizer)
 
     @staticmethod

@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import sarface_env  # noqa: F401  (registers SARFace-v0)
 from agents.agent import Agent, DivergedError
@@ -24,11 +23,12 @@ from agents.registry import AGENTS, check_agent, load_agent, make_agent
 from agents.reinforce import ReinforceOptions
 from agents.report import policy_figure
 from agents.sarface import SarfaceOptions
+from agents.validation import Validation
 from recognizer.checkpoint import save_recognizer
 from recognizer.cli import parse_options
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import resolve_device
-from recognizer.runs import MetricsLog, prepare_run, write_atomically, write_json
+from recognizer.runs import Progress, prepare_run, write_atomically, write_json
 from recognizer.training import TrainingDivergedError
 from sarface_env.env import SARFaceVectorEnv
 from sarface_env.options import EnvOptions
@@ -68,6 +68,11 @@ class TrainOptions:
     """Held-out faces that every policy is evaluated on."""
     eval_split: str = "test"
     """Where they come from: `val` while choosing options, `test` to report."""
+    val_faces: int = 400
+    """Validation faces that the agent is scored on while it trains, without exploration; the agent
+    with the largest share of them margin-correct is kept in the folder `best` of the run."""
+    validate_every: int = 1024
+    """Faces decided on between two such scores; alternating training has one a round."""
     fixed_mask_faces: int = 256
     """Training faces that the best fixed mask is searched on."""
     save_every: int = 100
@@ -96,10 +101,13 @@ class TrainOptions:
     alternate: bool = False
     """Train recognizer and agent in turn; `steps` then follows from `alternating`."""
     alternating: AlternatingOptions = field(default_factory=AlternatingOptions)
-    """Alternating training. Its best pair is kept in the folder `best` of the run."""
+    """Alternating training. `best` then holds the best pair."""
 
     def __post_init__(self) -> None:
         check_agent(self.agent)
+        for name in ("val_faces", "validate_every", "save_every", "num_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.other and self.agent in AGENTS:
             raise ValueError(f"`other` is for agents of other packages; use --{self.agent}.NAME")
 
@@ -129,11 +137,11 @@ def main(argv: list[str] | None = None) -> None:
         report(results, agent, options, folder)
     except (OSError, ValueError, DivergedError, TrainingDivergedError) as error:
         sys.exit(f"train_agent: {error}")
-    agents = "best/ and last/, agent with recognizer" if options.alternate else "agent.safetensors"
+    agents = "agents with recognizers in" if options.alternate else "agents in"
     print(
         f"\nTraining took {trained - started:.0f} s, evaluation {time.monotonic() - trained:.0f} s."
-        f"\nRun folder: {folder} (figure.png, results.json, {agents}, "
-        f"`tensorboard --logdir {folder}`)"
+        f"\nRun folder: {folder} (figure.png, results.json, {agents} best/ "
+        f"and last/, `tensorboard --logdir {folder}`)"
     )
 
 
@@ -191,24 +199,53 @@ def build_agent(options: TrainOptions, env: gym.vector.VectorEnv, folder: Path) 
 
 
 def train(options: TrainOptions, folder: Path) -> Agent:
-    """Train, or continue training, with a checkpoint every `save_every` updates."""
+    """Train, or continue training, with checkpoints.
+
+    Returns:
+        The agent that was the best on validation faces.
+    """
     agent = build_agent(options, make_env(options, "train"), folder)
+    validation = Validation(make_env(options, "val", JUDGE), options.val_faces)
     checkpoint = folder / "checkpoint.pt"
-    resumed = options.resume and checkpoint.exists()
-    if resumed:
-        agent.load_training_state(torch.load(checkpoint, weights_only=True))
-    progress = Progress(options, folder, options.steps, agent.steps if resumed else None)
+    validated, done, seconds = -1, None, 0.0
+    if options.resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        agent.load_training_state(state["agent"])
+        validation.best, validated, seconds = (state[k] for k in ("best", "validated", "seconds"))
+        done = agent.steps
+    progress = Progress(folder, options.steps, done, seconds)
+    due = Due(options.save_every * options.num_envs, done)
+
+    def save() -> None:
+        state = {"agent": agent.training_state(), "best": validation.best, "validated": validated}
+        _save(state | {"seconds": progress.seconds}, checkpoint)
+
+    def validate() -> None:
+        nonlocal validated
+        validated = agent.steps
+        with progress.paused():
+            metrics = validation(agent) | {"charts/recognizer_calls": _calls(agent)}
+            if validation.improved():
+                save_agent(agent, folder / "best")
+        progress.log(validated, metrics)
+        progress.metrics.picture("kept", validated, validation.picture())
 
     def after_update(step: int, metrics: dict[str, float]) -> None:
         progress.log(step, metrics | {"charts/recognizer_calls": _calls(agent)})
-        if progress.checkpoint_is_due(step):
-            _save(agent.training_state(), checkpoint)
+        if step // options.validate_every > validated // options.validate_every:
+            validate()
+        if due(step):
+            save()
 
+    if done is None:
+        validate()
     agent.learn(options.steps, after_update)
+    if validated < agent.steps:
+        validate()
     progress.close()
-    _save(agent.training_state(), checkpoint)
-    agent.save(folder / "agent.safetensors")
-    return agent
+    save()
+    save_agent(agent, folder / "last")
+    return load_agent(folder / "best" / "agent.safetensors", agent.env, str(agent.device))
 
 
 def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Agent]:
@@ -232,41 +269,41 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         options.seed,
     )
     updates.folder = folder
-    judge = make_env(options, "val", JUDGE, scorer)
-    faces = len(judge.unwrapped.core)  # type: ignore[attr-defined]
-    validation = np.random.default_rng(0).permutation(faces)[: schedule.val_faces]
-    training = Alternation(
-        agent,
-        updates,
-        lambda: evaluate(agent, judge, validation).mean("margin-correct"),
-        schedule,
-    )
+    validation = Validation(make_env(options, "val", JUDGE, scorer), options.val_faces)
+    training = Alternation(agent, updates, lambda: validation(agent), schedule)
     checkpoint = folder / "checkpoint.pt"
-    resumed = options.resume and checkpoint.exists()
-    if resumed:
-        training.load_state_dict(torch.load(checkpoint, weights_only=True))
+    done, seconds = None, 0.0
+    if options.resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        training.load_state_dict(state["training"])
+        done, seconds = training.faces, state["seconds"]
     per_round = schedule.policy_steps + schedule.recognizer_steps * schedule.batch_size
-    done = training.faces if resumed else None
-    progress = Progress(options, folder, schedule.rounds * per_round, done)
+    progress = Progress(folder, schedule.rounds * per_round, done, seconds)
+    due = Due(options.save_every * options.num_envs, agent.steps)
+
+    def save() -> None:
+        _save({"training": training.state_dict(), "seconds": progress.seconds}, checkpoint)
 
     def after_update(step: int, metrics: dict[str, float]) -> None:
         progress.log(training.faces, metrics | {"charts/recognizer_calls": _calls(agent)})
-        if progress.checkpoint_is_due(step):
-            _save(training.state_dict(), checkpoint)
+        if due(step):
+            save()
 
     def after_phase(metrics: dict[str, float]) -> None:
         if metrics:
             progress.log(training.faces, metrics)
-        _save(training.state_dict(), checkpoint)
+            progress.metrics.picture("kept", training.faces, validation.picture())
+        save()
 
     def keep(where: str) -> None:
-        save_pair(agent, first, folder / where)
+        save_agent(agent, folder / where)
+        save_recognizer(first, folder / where / "recognizer.safetensors", overwrite=True)
 
     training.run(after_update, after_phase, lambda: keep("best"))
     progress.close()
     keep("last")
     print(
-        f"\nbest pair: {100 * training.best:.1f} % of {len(validation)} validation faces "
+        f"\nbest pair: {100 * training.best:.1f} % of {len(validation.indices)} validation faces "
         f"margin-correct; {training.round} rounds, {training.stale} since then"
     )
     best = folder / "best"
@@ -276,54 +313,22 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
     return options, load_agent(best / "agent.safetensors", env, str(agent.device))
 
 
-def save_pair(agent: Agent, recognizer: Any, folder: Path) -> None:
-    """Write agent and recognizer that belong together."""
+def save_agent(agent: Agent, folder: Path) -> None:
+    """Write an agent into a folder, which is made if need be."""
     folder.mkdir(exist_ok=True)
-    save_recognizer(recognizer, folder / "recognizer.safetensors", overwrite=True)
     agent.save(folder / "agent.safetensors")
 
 
-class Progress:
-    """Progress bar and metrics of a training.
+class Due:
+    """Whether another `every` steps have passed, counting from step `done`."""
 
-    Args:
-        options: of the run.
-        folder: of the run.
-        total: where the training ends.
-        done: where it goes on; None at the start, when lines of an earlier attempt are dropped.
-    """
+    def __init__(self, every: int, done: int | None):
+        self.every, self.passed = every, (done or 0) // every
 
-    def __init__(self, options: TrainOptions, folder: Path, total: int, done: int | None):
-        self.metrics = MetricsLog(folder, -1 if done is None else done)
-        self.total, self.first = total, done or 0
-        self.bar = tqdm(total=total, initial=self.first, unit="step", desc="train")
-        self.start, self.score = time.monotonic(), 0.0
-        self.every = options.save_every * options.num_envs
-        self._saved = 0
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the metrics and move the bar."""
-        if "charts/episodic_return" in metrics:
-            self.score += 0.02 * (metrics["charts/episodic_return"] - self.score)
-            rate = (step - self.first) / (time.monotonic() - self.start)
-            metrics = metrics | {"charts/SPS": rate}
-        self.metrics.log(step, metrics)
-        self.bar.update(min(step, self.total) - self.bar.n)
-        postfix = {"score": f"{self.score:+.3f}"}
-        if "validation/margin_correct" in metrics:
-            postfix["validation"] = f"{100 * metrics['validation/margin_correct']:.1f} %"
-        self.bar.set_postfix(postfix, refresh=False)
-
-    def checkpoint_is_due(self, step: int) -> bool:
-        """Whether `save_every` updates have passed by this step of the agent."""
-        due = step // self.every > self._saved
-        self._saved = step // self.every
+    def __call__(self, step: int) -> bool:
+        due = step // self.every > self.passed
+        self.passed = step // self.every
         return due
-
-    def close(self) -> None:
-        """Close the bar and the files."""
-        self.bar.close()
-        self.metrics.close()
 
 
 def _calls(agent: Agent) -> int:

@@ -57,6 +57,14 @@ class Agent:
         self.steps = 0
         self.folder: Path | None = None
 
+    @property
+    def env_seed(self) -> int:
+        """Seed of the faces drawn: environment i has `env_seed + i`.
+
+        Far apart for neighbouring seeds, which would otherwise draw mostly the same faces.
+        """
+        return int(np.random.default_rng(self.seed).integers(2**31))
+
     def learn(self, steps: int, callback: Callback | None = None, total: int | None = None) -> Self:
         """Train until `steps` faces have been decided on, counted from the start of training.
 

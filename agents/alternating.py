@@ -34,11 +34,8 @@ class AlternatingOptions:
     """Its learning rate; constant."""
     weight_decay: float = 5e-4
     """Its weight decay, of matrices and convolutions."""
-    val_faces: int = 400
-    """Validation faces on which the pair is scored after every round: the share that is
-    margin-correct with the agent's masks. The best pair is kept."""
     patience: int = 0
-    """Stop after this many rounds without a better score; 0 never does."""
+    """Stop after this many rounds without a better validation score; 0 never does."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -46,7 +43,6 @@ class AlternatingOptions:
             ("policy_steps", 0),
             ("recognizer_steps", 0),
             ("batch_size", 1),
-            ("val_faces", 1),
             ("patience", 0),
         ):
             if getattr(self, name) < least:
@@ -81,7 +77,7 @@ class Alternation:
     Args:
         agent: sees the environment whose recognizer is trained.
         updates: train that recognizer.
-        validate: score of the pair as it is.
+        validate: metrics of the pair as it is; `validation/margin_correct` is its score.
         options: the schedule.
 
     Attributes:
@@ -94,7 +90,7 @@ class Alternation:
         self,
         agent: Agent,
         updates: Updates,
-        validate: Callable[[], float],
+        validate: Callable[[], dict[str, float]],
         options: AlternatingOptions,
     ):
         self.agent, self.updates, self.validate = agent, updates, validate
@@ -137,12 +133,13 @@ class Alternation:
         return 0 < self.options.patience <= self.stale
 
     def _score(self, keep_best: Callable[[], None]) -> dict[str, float]:
-        score = self.validate()
+        metrics = self.validate()
+        score = metrics["validation/margin_correct"]
         self.stale += 1
         if score > self.best:
             self.best, self.stale = score, 0
             keep_best()
-        return {"validation/margin_correct": score, "validation/round": float(self.round)}
+        return metrics | {"validation/round": float(self.round)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that continuing exactly needs, loadable with `weights_only=True`."""

@@ -90,7 +90,7 @@ class Learner(Agent):
     def learn(self, steps: int, callback: Callback | None = None, total: int | None = None) -> Self:
         """See `Agent.learn`; learning rate and entropy bonus reach zero at `total`."""
         if self._obs is None:
-            self._obs, self._info = self.env.reset(seed=self.seed)
+            self._obs, self._info = self.env.reset(seed=self.env_seed)
         while self.steps < steps:
             metrics = self._update(min(1.0, self.steps / (total or steps)))
             if callback is not None:

@@ -72,6 +72,7 @@ class Ppo(Agent):
                 seed=seed,
                 device=self.device,
             )
+        self.model.env.seed(self.env_seed)
         self.model.set_logger(Logger(None, []))
         self.policy = self.model.policy
 

@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 
 class RunExistsError(FileExistsError):
@@ -80,10 +84,62 @@ class MetricsLog:
             self.writer.add_scalar(name, value, step)
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def picture(self, name: str, step: int, image: np.ndarray) -> None:
+        """Show an RGB image, uint8 `(H, W, 3)`, in TensorBoard."""
+        self.writer.add_image(name, image, step, dataformats="HWC")
+
     def close(self) -> None:
         """Flush and close the files."""
         self.writer.close()
         self._file.close()
+
+
+class Progress:
+    """Progress bar, metrics and time of a training.
+
+    Args:
+        folder: of the run.
+        total: step at which the training ends.
+        done: step from which it goes on; None at the start, when lines of an earlier attempt are
+            dropped.
+        seconds: that the training took so far.
+    """
+
+    def __init__(self, folder: Path, total: int, done: int | None = None, seconds: float = 0.0):
+        self.metrics = MetricsLog(folder, -1 if done is None else done)
+        self.total = total
+        self.bar = tqdm(total=total, initial=done or 0, unit="step", desc="train")
+        self._start = time.monotonic() - seconds
+        self._score, self._validation = 0.0, "-"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all attempts."""
+        return time.monotonic() - self._start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done here does not count as training."""
+        seconds = self.seconds
+        yield
+        self._start = time.monotonic() - seconds
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics, with seconds and steps a second, and move the bar."""
+        if "charts/episodic_return" in metrics:
+            self._score += 0.02 * (metrics["charts/episodic_return"] - self._score)
+        times = {"charts/seconds": self.seconds, "charts/SPS": step / self.seconds}
+        self.metrics.log(step, metrics | times)
+        self.bar.update(min(step, self.total) - self.bar.n)
+        if "validation/margin_correct" in metrics:
+            self._validation = f"{100 * metrics['validation/margin_correct']:.1f} %"
+        shown = {"score": f"{self._score:+.3f}", "validation": self._validation}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def close(self) -> None:
+        """Close the bar and the files."""
+        self.bar.close()
+        self.metrics.close()
 
 
 def _step_of(line: str) -> int | None:

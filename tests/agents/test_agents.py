@@ -47,7 +47,7 @@ def test_every_agent_finds_the_optimum(name, options):
     asked = {"sarface": 0.85}.get(name, 0.98)  # the published rule has no baseline, no schedule
     if options.get("baseline") in ("none", "moving_average", "full"):
         options["samples"], asked = 8, 0.95  # nor have these one for each face
-    agent = make_agent(name, env, options).learn(24 * 100)
+    agent = make_agent(name, env, options).learn(24 * 160)
     ours, keep, best = (
         evaluate(policy, env, EVERYTHING).mean("reward")
         for policy in (agent, KeepAll(env), ExhaustiveOracle(env))

@@ -47,7 +47,7 @@ def test_rounds_stop_when_the_score_does_not_rise_and_the_best_is_kept():
     training = Alternation(
         Scripted("agent", log),
         Scripted("recognizer", log),
-        lambda: next(scores),
+        lambda: {"validation/margin_correct": next(scores)},
         AlternatingOptions(rounds=9, policy_steps=100, recognizer_steps=7, patience=2),
     )
     training.run(None, phases.append, lambda: kept.append(training.best))

@@ -25,7 +25,7 @@ class Gallery:
     """Enrolled people and the faces they were enrolled with.
 
     Judging a gallery face against its own person leaves that face out of the mean, so no face is
-    scored against itself.
+    scored against itself, unless it is the only one and enrolled nevertheless.
 
     Attributes:
         embeddings: Unit embeddings `(N, D)` of the gallery faces.
@@ -44,6 +44,7 @@ class Gallery:
     def __post_init__(self) -> None:
         size = (len(self.names), self.embeddings.shape[1])
         self.sums = self.embeddings.new_zeros(size).index_add_(0, self.labels, self.embeddings)
+        self.counts = torch.bincount(self.labels, minlength=len(self.names))
 
     @property
     def weights(self) -> Tensor:
@@ -60,8 +61,9 @@ class Gallery:
         Returns:
             `(B, C)`.
         """
-        label = self.labels[face, None]
-        others = F.normalize(self.sums[label[:, 0]] - self.embeddings[face])
+        label, embeddings = self.labels[face, None], self.embeddings[face]
+        alone = (self.counts[label] == 1).to(embeddings.dtype)
+        others = F.normalize(self.sums[label[:, 0]] - (1 - alone) * embeddings)
         own = (embedding * others).sum(1, keepdim=True)
         return (embedding @ self.weights.T).scatter(1, label, own).clamp(-1, 1)
 
@@ -81,6 +83,7 @@ def enrol(
     faces: FaceSet,
     progress: str = "enrolling",
     cache: Path | None = None,
+    least: int = 2,
 ) -> Gallery:
     """Enrol everybody with two or more images, by flip-augmented embeddings.
 
@@ -89,26 +92,31 @@ def enrol(
         faces: Aligned for the recognizer.
         progress: Label of the progress bar; empty for none.
         cache: Folder to keep the embeddings in, under a hash of weights and images.
+        least: Images that a person needs. With 1, people with a single image are known by it: for
+            oracles, which may see what they want to reach.
 
     Raises:
         ValueError: Nobody has two images.
     """
     counts = torch.bincount(faces.labels, minlength=faces.classes)
     names = faces.names or [str(person) for person in range(faces.classes)]
-    rows = (counts[faces.labels] > 1).nonzero().flatten()
+    rows = (counts[faces.labels] >= least).nonzero().flatten()
     people, labels = faces.labels[rows].unique(return_inverse=True)
-    single = [names[person] for person in (counts == 1).nonzero().flatten()]
+    single = [names[person] for person in (counts == 1).nonzero().flatten() if least > 1]
     if not len(people):
         raise ValueError(f"enrolment needs people with two or more images; {len(single)} have one")
     if single:
         _log.info("%d people with a single image are not enrolled: %s", len(single), single)
     # Not a copy where it can be a memory-mapped file.
     images = faces.images if len(rows) == len(faces) else faces.images[rows]
-    embeddings = _embed(engine, images, progress, cache)
+    embeddings = embed_cached(engine, images, progress, cache)
     return Gallery(embeddings, labels, [names[person] for person in people], rows, single)
 
 
-def _embed(engine: InferenceEngine, images: Tensor, progress: str, cache: Path | None) -> Tensor:
+def embed_cached(
+    engine: InferenceEngine, images: Tensor, progress: str = "", cache: Path | None = None
+) -> Tensor:
+    """`embed_flipped`, kept in a folder under a hash of weights and images."""
     if cache is None:
         return embed_flipped(engine, images, progress=progress)
     network = engine.recognizer

@@ -6,7 +6,7 @@ the order of the file. Confidence intervals resample people, because the pairs o
 not independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,8 @@ class Verification:
         intervals: The same keys; bootstrap percentiles.
         fold_accuracy: Accuracy of each fold, in file order.
         thresholds: Squared distance that each fold was judged by.
+        samples: The same keys; their values in every bootstrap sample `(S,)`. Equal pairs and seed
+            give equal samples, so that those of two runs can be subtracted: a paired bootstrap.
         resampled: What the bootstrap drew: `people`, or `pairs` where people are unknown.
         roc: FAR and TAR at every distinct threshold, ascending.
         different: Number of pairs of different people; no FAR below 1/different can be seen.
@@ -71,6 +73,7 @@ class Verification:
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    samples: dict[str, np.ndarray]
     fold_accuracy: np.ndarray
     thresholds: np.ndarray
     resampled: str
@@ -85,6 +88,7 @@ def verify(
     people: np.ndarray | None = None,
     samples: int = 1000,
     seed: int = 0,
+    only: Sequence[int] | None = None,
 ) -> Verification:
     """Judge pairs of faces by their distance.
 
@@ -101,40 +105,47 @@ def verify(
         samples: Bootstrap samples. Drawing a person m times counts its own pairs m times, and a
             pair with another person drawn n times m * n times.
         seed: Seed of the bootstrap.
+        only: Folds that are reported; the others then only help to choose thresholds. All by
+            default.
 
     Raises:
         ValueError: Fewer than two folds, lengths that differ, or only one kind of pair.
     """
     distance, same = np.asarray(distance, dtype=np.float64), np.asarray(same, dtype=bool)
     names, folds = np.unique(folds, return_inverse=True)
+    reported = np.ones(len(names), bool) if only is None else np.isin(names, only)
+    counted = reported[folds]
     if not len(distance) == len(same) == len(folds):
         raise ValueError(
             f"{len(distance)} distances, {len(same)} labels and {len(folds)} folds do not match"
         )
     if len(names) < 2:
         raise ValueError(f"the threshold is chosen on the other folds; there is {len(names)} fold")
-    if same.all() or not same.any():
-        raise ValueError(f"all {len(same)} pairs are {'same' if same.any() else 'different'}")
+    if len(set(same[counted].tolist())) < 2:
+        which = "same" if same[counted].any() else "different"
+        raise ValueError(f"all {counted.sum()} pairs are {which}")
     if not np.isfinite(distance).all():
         raise ValueError(f"{(~np.isfinite(distance)).sum()} distances are not finite")
-    judge = _Judge(distance, same, folds)
+    judge = _Judge(distance, same, folds, reported)
     metrics, accuracy, thresholds, roc = judge(np.ones((1, len(same))))
     weights = _bootstrap_weights(same, people, samples, np.random.default_rng(seed))
     # In a small set, a sample can miss one kind of pair; nothing can be said of it.
-    weights = weights[(weights @ same > 0) & (weights @ ~same > 0)]
+    weights = weights[(weights @ (same & counted) > 0) & (weights @ (~same & counted) > 0)]
     chunks = [judge(weights[i : i + 32])[0] for i in range(0, len(weights), 32)]
+    drawn = {key: np.concatenate([c[key] for c in chunks]) for key in metrics if chunks}
     intervals = {}
-    for key in metrics if chunks else ():
-        low, high = np.percentile(np.concatenate([c[key] for c in chunks]), [2.5, 97.5])
+    for key, values in drawn.items():
+        low, high = np.percentile(values, [2.5, 97.5])
         intervals[key] = (float(low), float(high))
     return Verification(
         metrics={key: float(value[0]) for key, value in metrics.items()},
         intervals=intervals,
-        fold_accuracy=accuracy[0],
-        thresholds=thresholds[0],
+        samples=drawn,
+        fold_accuracy=accuracy[0][reported],
+        thresholds=thresholds[0][reported],
         resampled="pairs" if people is None else "people",
         roc=(roc[0][0], roc[1][0]),
-        different=int((~same).sum()),
+        different=int((~same & counted).sum()),
     )
 
 
@@ -166,10 +177,13 @@ class _Judge:
     Accepting the k nearest pairs as "same" is a threshold for every k that does not split a tie.
     """
 
-    def __init__(self, distance: np.ndarray, same: np.ndarray, folds: np.ndarray):
+    def __init__(
+        self, distance: np.ndarray, same: np.ndarray, folds: np.ndarray, reported: np.ndarray
+    ):
         self.order = np.argsort(distance, kind="stable")
         ordered = distance[self.order]
-        self.same = same[self.order]
+        self.same, self.reported = same[self.order], reported
+        self.counted = reported[folds][self.order]
         self.in_fold = folds[self.order] == np.arange(folds.max() + 1)[:, None]
         self.accepted = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1, len(ordered)]
         edges = np.r_[ordered[0], ordered, ordered[-1]]
@@ -178,10 +192,10 @@ class _Judge:
     def __call__(self, weights: np.ndarray):
         weights = weights[:, self.order].astype(np.float64)
         accuracy, best = self._fold_accuracy(weights)
-        far = self._cumulate(weights * ~self.same)
-        tar = self._cumulate(weights * self.same)
+        far = self._cumulate(weights * (self.counted & ~self.same))
+        tar = self._cumulate(weights * (self.counted & self.same))
         far, tar = far / far[:, -1:], tar / tar[:, -1:]
-        metrics = {"accuracy": np.nanmean(accuracy, 1)}
+        metrics = {"accuracy": np.nanmean(accuracy[:, self.reported], 1)}
         for target in FARS:
             metrics[f"tar@far={target:g}"] = np.where(far <= target, tar, 0).max(1)
         metrics["auc"] = np.trapezoid(tar, far, axis=1)

@@ -1,11 +1,14 @@
 """Photographs as an environment wants them: split by person, aligned, occluded, parsed, cached."""
 
+import functools
 import hashlib
 import json
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +19,9 @@ from recognizer.data.align import similarity_transform, warp_picture
 from recognizer.data.chips import LANDMARKS, template_of
 from recognizer.data.disk_cache import cache_folder, new_folder
 from recognizer.data.faces import FaceSet
-from recognizer.data.occlusion import OCCLUSIONS, occlude
+from recognizer.data.occlusion import OCCLUSIONS, kinds_drawn, occlude
 from recognizer.data.source import PAIRS, FaceSource, fold_of_people, open_source, stamp_of
+from recognizer.data.verification_sets import PairSet, read_pairs
 from sarface_env.locating import decode_each, locate
 from segmenter import CLASSES, Parser, load_parser
 from segmenter.cache import parse_cached
@@ -48,6 +52,8 @@ class Photographs:
         min_images: people with fewer are left out. 2, because a person is recognized by the other
             images; 1 for verification.
         device: where the parser runs.
+        pairs: folds of `pairs.txt`: the images of their pairs and nothing else, instead of a split.
+            `min_images` is then 1.
     """
 
     path: str
@@ -61,6 +67,7 @@ class Photographs:
     occlusion_seed: int = 0
     min_images: int = 2
     device: str = "auto"
+    pairs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -88,15 +95,76 @@ def load_photographs(options: Photographs) -> FaceSet:
         "parser": parser.version,
         **{k: v for k, v in vars(options).items() if k not in ("path", "parser", "device")},
     }
+    if not options.pairs:
+        del recipe["pairs"]  # what was made before there were any keeps its name
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"photographs-{options.split}-{digest}"
-    if not folder.is_dir():
+    made = not folder.is_dir()
+    if made:
         with new_folder(folder) as unfinished:
             _make(source, parser, options, unfinished)
-    faces, how = _read(folder)
-    name = f"{Path(options.path).resolve().name}, {options.split}"
-    _log.info("%s: %d faces of %d people; %s", name, len(faces), len(faces.names), how)
+    about = json.loads((folder / "faces.json").read_text())
+    faces = _read(folder, about)
+    name = f"{Path(options.path).resolve().name}, {_part(options)}"
+    if about["report"] and not made:  # else it was told before anything was made
+        _log.warning("%s:\n  %s", name, "\n  ".join(about["report"]))
+    _log.info("%s: %d faces of %d people; %s", name, len(faces), len(faces.names), about["how"])
     return faces
+
+
+def pairs_of(path: str | Path) -> PairSet:
+    """The pairs of a folder in LFW's form; those that name absent images are logged, once.
+
+    Raises:
+        FileNotFoundError: no `pairs.txt`.
+    """
+    file = Path(path) / PAIRS
+    return _read_once(file, stamp_of([file], file.parent) if file.is_file() else "")
+
+
+@functools.cache
+def _read_once(file: Path, stamp: str) -> PairSet:
+    return read_pairs(file, on_error="skip")
+
+
+def pairs_among(path: str | Path, folds: Sequence[int], files: list[str]) -> tuple[PairSet, int]:
+    """The pairs of some folds whose two images are among files as `load_photographs` names them.
+
+    Args:
+        path: a folder in LFW's form, with `pairs.txt`.
+        folds: of that file, counted from 1.
+        files: the rows that the result's pairs index; its images are the paths of all of them.
+
+    Returns:
+        The pairs, in the folds' order, and how many others have no usable images.
+
+    Raises:
+        FileNotFoundError: no `pairs.txt`.
+        ValueError: no such fold.
+    """
+    chosen = pairs_of(path).only_folds([fold - 1 for fold in folds])
+    row = {name: i for i, name in enumerate(files)}
+    at = np.array([row.get(name, -1) for name in _names(chosen)], np.int64)[chosen.pairs]
+    good = (at >= 0).all(1)
+    kept = replace(
+        chosen,
+        images=[Path(name) for name in files],
+        people=[Path(name).parent.name for name in files],
+        pairs=at[good],
+        issame=chosen.issame[good],
+        fold=chosen.fold[good],
+    )
+    return kept, int((~good).sum())
+
+
+def _names(pairs: PairSet) -> list[str]:
+    """The images of `pairs.txt` as sources name them."""
+    return ["/".join(image.parts[-2:]) for image in pairs.images if isinstance(image, Path)]
+
+
+def _part(options: Photographs) -> str:
+    folds = ", ".join(map(str, options.pairs))
+    return f"the pairs of folds {folds}" if folds else f"the {options.split} split"
 
 
 def _stamp(source: FaceSource) -> str:
@@ -131,8 +199,10 @@ def parse_folds(text: str) -> dict[str, list[int]]:
     return parts
 
 
-def _people(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[str]]:
-    """Whether each person belongs to the split, bool `(C,)`, and who belongs to none."""
+def _choose(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[str]]:
+    """Which images are wanted, bool `(N,)`, and which people and pairs are left out."""
+    if options.pairs:
+        return _of_pairs(source, options)
     enough = np.bincount(source.labels, minlength=len(source.names)) >= options.min_images
     chosen = enough.copy()
     report = []
@@ -156,7 +226,14 @@ def _people(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
         chosen[pool[part[key]]] = True
         few = ~enough
     what = f"have fewer than {options.min_images} images and are left out"
-    return chosen, report + _people_listed(what, source, few)
+    return chosen[source.labels], report + _people_listed(what, source, few)
+
+
+def _of_pairs(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[str]]:
+    """Which images the pairs of some folds are of, bool `(N,)`, and what is wrong with pairs."""
+    every = pairs_of(source.root)
+    names = set(_names(every.only_folds([fold - 1 for fold in options.pairs])))
+    return np.array([file in names for file in source.files], bool), []
 
 
 def _people_listed(what: str, source: FaceSource, people: np.ndarray) -> list[str]:
@@ -167,22 +244,24 @@ def _people_listed(what: str, source: FaceSource, people: np.ndarray) -> list[st
 
 def _make(source: FaceSource, parser: Parser, options: Photographs, folder: Path) -> None:
     """Write the arrays of a split and `faces.json` into a folder."""
-    chosen, report = _people(source, options)
-    located = locate(source, np.flatnonzero(chosen[source.labels]), parser)
+    chosen, report = _choose(source, options)
+    located = locate(source, np.flatnonzero(chosen), parser)
     report += located.report
     rows, labels = located.rows, source.labels[located.rows]
-    counts = np.bincount(labels, minlength=len(source.names))
-    lost = chosen & (counts < options.min_images)
+    least = 1 if options.pairs else options.min_images
+    lost = np.zeros(len(source.names), bool)
+    lost[source.labels[chosen]] = True
+    lost &= np.bincount(labels, minlength=len(source.names)) < least
     report += _people_listed("lose so many images by this that they are left out", source, lost)
-    if report:
-        _log.warning("%s, %s split:\n  %s", options.path, options.split, "\n  ".join(report))
+    if report:  # before the work starts
+        _log.warning("%s, %s:\n  %s", options.path, _part(options), "\n  ".join(report))
     kept = ~lost[labels]
     rows, points = rows[kept], located.points[kept]
     people, labels = np.unique(labels[kept], return_inverse=True)
     if len(people) < 2:
         raise ValueError(
-            f"{options.path}: the {options.split} split has {len(people)} people with "
-            f"{options.min_images} or more usable images; it needs 2"
+            f"{options.path}: {_part(options)} has {len(people)} people with {least} or more "
+            "usable images; it needs 2"
         )
     files = [source.files[i] for i in rows]
     images = _align(source, rows, points, options.size, folder)
@@ -237,10 +316,7 @@ def _occlude(clean: Tensor, files: list[str], options: Photographs, folder: Path
     (folder / "images.npy").rename(folder / "clean.npy")
     images = _array(folder, "images", tuple(clean.shape), np.uint8)
     occluders = _array(folder, "occluders", (len(clean), *clean.shape[2:]), np.bool_)
-    # By name, so that an image is occluded alike in every split and at every size.
-    numbers = np.array(
-        [int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) for name in files], np.int64
-    )
+    numbers = _numbers(files)
     template, kind = template_of(options.size), options.occlusion
     with tqdm(total=len(clean), desc=f"occluding ({kind})", unit="face") as bar:
         for start in range(0, len(clean), _BATCH):
@@ -258,12 +334,23 @@ def _occlude(clean: Tensor, files: list[str], options: Photographs, folder: Path
     return images
 
 
-def _read(folder: Path) -> tuple[FaceSet, str]:
-    about = json.loads((folder / "faces.json").read_text())
+def _numbers(files: list[str]) -> np.ndarray:
+    # By name, so that an image is occluded alike in every split and at every size.
+    digests = (hashlib.sha256(name.encode()).hexdigest() for name in files)
+    return np.array([int(digest[:12], 16) for digest in digests], np.int64)
+
+
+def occluder_kinds(files: list[str], occlusion: str, seed: int) -> list[str]:
+    """What covers the images of `FaceSet.files`: a kind of occluder each, `none` for nothing."""
+    if occlusion == "clean":
+        return ["none"] * len(files)
+    return kinds_drawn(occlusion, seed, _numbers(files))
+
+
+def _read(folder: Path, about: dict[str, Any]) -> FaceSet:
     # Copy-on-write, because torch has no read-only tensors.
     arrays = {
         path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.glob("*.npy")
     }
     labels = torch.tensor(about["labels"])
-    faces = FaceSet(labels=labels, names=about["names"], files=about["files"], **arrays)
-    return faces, about["how"]
+    return FaceSet(labels=labels, names=about["names"], files=about["files"], **arrays)

@@ -163,6 +163,7 @@ class EnrolledScorer(_RecognizerScorer):
         device: `"auto"`, or anything torch takes.
         batch_size: images a forward pass; bounds the memory.
         cache: folder to keep the embeddings of the first enrolment in.
+        least: images that a person needs; see `enrol`.
 
     Attributes:
         targets: the number of every face in `faces`, what `score` is to be asked.
@@ -178,8 +179,9 @@ class EnrolledScorer(_RecognizerScorer):
         device: str | torch.device = "auto",
         batch_size: int = 256,
         cache: Path | None = None,
+        least: int = 2,
     ):
-        self._cache = cache
+        self._cache, self._least = cache, least
         uncovered = faces.images if faces.clean is None else faces.clean
         self._uncovered = FaceSet(uncovered, faces.labels, faces.names)
         self.targets = torch.arange(len(faces))
@@ -189,7 +191,7 @@ class EnrolledScorer(_RecognizerScorer):
         """Take over changed recognizer weights, and enrol everybody anew."""
         super().refresh()
         cache = self._cache if self.version == 1 else None
-        gallery = enrol(self._engine, self._uncovered, cache=cache)
+        gallery = enrol(self._engine, self._uncovered, cache=cache, least=self._least)
         if gallery.single:
             raise ValueError(
                 f"{len(gallery.single)} people have a single image, so nothing to recognize them "

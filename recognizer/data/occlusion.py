@@ -82,7 +82,7 @@ def occlude(
     masks = np.zeros((n, height, width), np.uint8)
     for i, picture in enumerate(pictures):
         rng = np.random.default_rng([seed, int(indices[i])])
-        drawn = _CHOICES[rng.integers(len(_CHOICES))] if kind == "mixed" else kind
+        drawn = _draw(kind, rng)
         if drawn == "none":
             continue
         occluder = _KINDS[drawn](rng, severity, (height, width))
@@ -92,6 +92,15 @@ def occlude(
         _lay_over(picture, masks[i], occluder, paint, to_image[i])
     occluded = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
     return occluded.to(images.device), torch.from_numpy(masks).bool().to(images.device)
+
+
+def kinds_drawn(kind: str, seed: int, indices: np.ndarray) -> list[str]:
+    """What `occlude` covers the images with these numbers with: a kind each, or `none`."""
+    return [_draw(kind, np.random.default_rng([seed, int(index)])) for index in indices]
+
+
+def _draw(kind: str, rng: np.random.Generator) -> str:
+    return _CHOICES[rng.integers(len(_CHOICES))] if kind == "mixed" else kind
 
 
 def _lay_over(

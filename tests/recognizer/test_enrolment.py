@@ -54,3 +54,17 @@ def test_people_with_one_image_are_reported_together(caplog) -> None:
     torch.testing.assert_close(gallery.weights[0], F.normalize(torch.tensor([101.0, 1, 1]), dim=0))
     with pytest.raises(ValueError, match="two or more images; 2 have one"):
         enrol(engine, FaceSet(images[:2], torch.tensor([0, 1]), ["a", "b"]))
+
+
+def test_people_with_one_image_may_be_known_by_it() -> None:
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    images[0, 0] = images[1, 1] = images[2, 2] = 100
+    spec = InputSpec(8, False, (-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
+    engine = InferenceEngine(Recognizer(MeanColour(), spec).eval())
+    faces = FaceSet(images, torch.tensor([0, 1, 0]), ["a", "b"])
+    gallery = enrol(engine, faces, progress="", least=1)
+    assert gallery.single == []
+    cosines = gallery.cosines(gallery.embeddings, torch.arange(3))
+    own = cosines[torch.arange(3), gallery.labels]
+    other = torch.dot(gallery.embeddings[0], gallery.embeddings[2])
+    torch.testing.assert_close(own, torch.stack([other, torch.tensor(1.0), other]))

@@ -37,6 +37,25 @@ def test_hand_worked() -> None:
     assert result.different == 4
 
 
+def test_one_fold_is_reported_by_the_threshold_of_the_other() -> None:
+    distance = np.array([0.1, 0.3, 0.6, 0.9, 0.2, 0.6, 0.7, 0.8])
+    same = np.array([1, 1, 0, 0, 1, 1, 0, 0], dtype=bool)
+    folds = np.array([1] * 4 + [2] * 4)
+    people = np.array([[0, 0], [1, 1], [0, 1], [1, 0], [2, 2], [3, 3], [2, 3], [3, 2]])
+    result = verify(distance, same, folds, people, samples=200, only=[2])
+    np.testing.assert_allclose(result.thresholds, [0.45])
+    np.testing.assert_allclose(result.fold_accuracy, [0.75])
+    assert result.metrics["accuracy"] == pytest.approx(0.75)
+    # Of fold 2 alone, the nearest two are the same person.
+    assert result.metrics["tar@far=0.001"] == 1
+    assert result.metrics["auc"] == 1
+    assert result.different == 2
+    # Equal draws: a run less itself is nothing, whatever was drawn.
+    again = verify(distance, same, folds, people, samples=200, only=[2])
+    np.testing.assert_array_equal(result.samples["accuracy"], again.samples["accuracy"])
+    assert len(set(result.samples["accuracy"].tolist())) > 1
+
+
 def slow(distance, same, folds, weight):
     """The definitions, one pair at a time; `weight` says how often a pair counts."""
     levels = sorted(set(distance))

@@ -20,7 +20,7 @@ from recognizer.data.folder import LANDMARK_COLUMNS
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import InputSpec, Recognizer
 from sarface_env import SARFaceEnv, photographs
-from sarface_env.photographs import Photographs, load_photographs, parse_folds
+from sarface_env.photographs import Photographs, load_photographs, pairs_among, parse_folds
 from sarface_env.scorers import EnrolledScorer
 from segmenter import load_parser
 from tests.recognizer.test_chips import brightest, draw
@@ -91,6 +91,30 @@ def test_splits_by_folds_of_pairs(tmp_path, caplog):
     (root / "pairs.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"folds need a pairs\.txt"):
         load(root, folds="1/3/2")
+
+
+def test_images_of_pairs_alone(tmp_path, caplog):
+    root = make_folder(tmp_path / "set", people=9, images=3)
+    lines = ["3\t1"]
+    for fold in range(3):
+        a, b = f"p{3 * fold:02d}", f"p{3 * fold + 1:02d}"
+        lines += [f"{a}\t1\t3", f"{a}\t2\t{b}\t2"]
+    lines[2] = "p00\t2\tp01\t8"
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    faces = load(root, pairs=(1, 3))
+    wanted = ["00_1", "00_3", "06_1", "06_2", "06_3", "07_2"]
+    assert faces.files == [f"p{name[:2]}/p{name[:2]}_000{name[3]}.png" for name in wanted]
+    pairs, unusable = pairs_among(root, [3, 1], faces.files)
+    assert [[faces.files[i][-10:-4] for i in pair] for pair in pairs.pairs] == [
+        ["0_0001", "0_0003"],
+        ["6_0001", "6_0003"],
+        ["6_0002", "7_0002"],
+    ]
+    assert pairs.fold.tolist() == [1, 0, 0]
+    assert unusable == 0  # the pair with p01_0008 was no pair to begin with
+    with pytest.raises(ValueError, match=r"has the folds 0 to 2, not \[3\]"):
+        load(root, pairs=(4,))
+    assert "p01_0008" in caplog.text
 
 
 @pytest.mark.parametrize("bad", ["", "1-5", "1/2", "1-3/3/4", "0/1/2", "a/b/c", "1//2", "3-2/4/5"])

@@ -1,0 +1,449 @@
+"""Does showing a recognizer only what a policy keeps help it to verify and to identify?
+
+Every policy decides on every face of the pairs of LFW's protocol, the faces are masked, and the
+*masked* images are embedded; beside it stands the full image. Differences are paired, with
+intervals over people.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from agents.registry import load_agent
+from benchmarks.common import RESULTS, environment, print_table
+from benchmarks.masked_pairs import (
+    Judge,
+    OracleScorer,
+    PairFaces,
+    cached_masks,
+    covered_regions,
+    dropped,
+    fixed_mask,
+    greedy_masks,
+    kept_by,
+    load_pair_faces,
+    region_env,
+)
+from recognizer.data.disk_cache import cache_folder
+from recognizer.engine import InferenceEngine
+from recognizer.loader import load_recognizer, recognizer_names
+from recognizer.runs import write_json
+from sarface_env.core import RegionSelection
+from sarface_env.options import EnvOptions, build_core
+from sarface_env.partitions import CELEBA19
+from sarface_env.photographs import KINDS, pairs_of, parse_folds
+
+POLICIES = {
+    "clean": "nothing covers the faces and everything is kept: what there was to lose",
+    "keep-all": "everything is kept",
+    "random": "each region is kept with probability one half",
+    "fixed": "the one mask that raises the margin of training people most",
+    "face-only": "background, hair, clothes and what is worn are dropped, by the parsing",
+    "oracle-occluder": "exactly the covered pixels are dropped",
+    "oracle-regions": "regions more than half covered are dropped",
+    "greedy": "an oracle drops the regions without which a face's margin is highest",
+}
+BESIDE_THE_FACE = ("background", "hair", "hat", "earring", "necklace", "neck", "cloth")
+EPILOG = f"""\
+A policy is the folder of a run of train_agent.py, or:
+{chr(10).join(f"  {name:<16} {what}" for name, what in POLICIES.items())}
+
+Data is a folder in LFW's form: images/NAME/NAME_0001.jpg, pairs.txt and perhaps landmarks.csv.
+--folds 8-10 reports these folds, each by a threshold from the others; --folds 1-5/6/7 says which
+are for training, choosing and reporting, as in train_agent.py: then the `test` folds are reported
+by a threshold from the `val` folds. Rank-1 is among the people of the pairs with two or more
+images, known by the mean of their other, uncovered images.
+
+example:
+  python -m benchmarks.policies --data lfw/ --occlusion mixed --policies keep-all random fixed \\
+    face-only oracle-occluder greedy runs/mixed-0 runs/mixed-1
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `train_agent.py`: its agent, the environment it was made for, and its recognizer."""
+
+    agent: Path
+    env: EnvOptions
+    seed: int
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Run":
+        """The run of a folder, or ValueError if it holds none that is finished."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            known = {field.name for field in fields(EnvOptions)}
+            env = EnvOptions(**{k: v for k, v in config["env"].items() if k in known})
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            known_names = ", ".join(POLICIES)
+            raise ValueError(
+                f"{folder} is neither a run of train_agent.py ({error}) nor one of {known_names}"
+            ) from None
+        pair = folder / "best" if config.get("alternate") else folder
+        if not (pair / "agent.safetensors").is_file():
+            raise ValueError(f"{folder}: the run has no agent.safetensors yet; finish it first")
+        if config.get("alternate"):
+            env = replace(env, recognizer=str(pair / "recognizer.safetensors"))
+        return cls(pair / "agent.safetensors", env, config["seed"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `python -m benchmarks.policies`."""
+    options = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        path = run(options)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"\nwrote {path} and {path.with_suffix('.png').name}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.policies",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known = ", ".join(recognizer_names())
+    add = parser.add_argument
+    add("--data", required=True, type=Path, metavar="FOLDER")
+    add("--recognizer", default="resnet29", help=f"a file of weights, or {known}")
+    add("--parser", default="light", help="face parser: light, or a file of weights")
+    add("--policies", nargs="+", metavar="POLICY", default=list(POLICIES)[:6])
+    add("--occlusion", default="clean", choices=KINDS, help=f"of every face: {', '.join(KINDS)}")
+    add("--severity", type=float, default=1.0, help="size of what covers faces, 0.25 to 2")
+    add("--occlusion-seeds", nargs="+", type=int, default=[0], metavar="N")
+    add("--folds", default="", help="such as 8-10, or 1-5/6/7; all by default")
+    add("--split", default="test", choices=("val", "test"), help="reported of TRAIN/VAL/TEST folds")
+    add("--threshold-folds", default="", metavar="FOLDS", help="also used to choose thresholds")
+    add(
+        "--partition", help="of policies that are no runs; by default the first run's, or sarface24"
+    )
+    add("--fill", help="of policies that are no runs; by default the first run's, or mean")
+    add("--fixed-calls", type=int, default=60_000, help="images scored to find the fixed mask")
+    add("--seed", type=int, default=0, help="of the bootstrap and of random")
+    add("--samples", type=int, default=1000, help="of the bootstrap")
+    add("--name", default="policies", help="of the result files in benchmarks/results")
+    add("--output", type=Path, help="folder of the result files, if another")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Judge all policies; prints the table, writes JSON and figure, and returns the JSON's path."""
+    runs = {name: Run.read(name) for name in options.policies if name not in POLICIES}
+    if not options.data.is_dir():
+        raise FileNotFoundError(f"no folder of faces at {options.data}")
+    about, bench = environment(), Bench(options, runs)
+    results = []
+    for name in dict.fromkeys(options.policies):
+        start = time.monotonic()
+        results.append(bench.judge(name) | {"seconds": time.monotonic() - start})
+    rows = bench.rows(results)
+    payload = {
+        "environment": about,
+        "data": options.data.name,
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "faces": int(bench.data.reported.sum()),
+        "pairs": int(np.isin(bench.data.fold, bench.data.report).sum()),
+        "unusable_pairs": bench.data.unusable,
+        "probes": int(bench.main.probes.sum()),
+        "policies": rows,
+    }
+    print(f"\n{payload['pairs']} pairs, {payload['faces']} faces, occlusion {options.occlusion}")
+    print("percent; [95 % interval over people]; differences are paired\n")
+    print_rows(rows)
+    path = (options.output or RESULTS) / f"{options.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, payload)
+    figure = draw(rows, f"{options.data.name}, {options.occlusion}")
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    return path
+
+
+def folds_of(options: argparse.Namespace) -> tuple[list[int], list[int]]:
+    """Folds that are reported, and others that only help to choose thresholds."""
+    if "/" in options.folds:
+        parts = parse_folds(options.folds)
+        report = parts[options.split]
+        others = parts["val"] if options.split == "test" else parts["train"][-1:]
+    else:
+        every = range(1, pairs_of(options.data).folds + 1)
+        report = _numbers(options.folds) if options.folds else list(every)
+        others = []
+    if options.threshold_folds:
+        others = _numbers(options.threshold_folds)
+    others = [fold for fold in others if fold not in report]
+    if len(report) + len(others) < 2:
+        raise ValueError(
+            f"fold {report[0]} alone has no threshold from other folds; add --threshold-folds"
+        )
+    return report, others
+
+
+def _numbers(text: str) -> list[int]:
+    return parse_folds(f"{text}/{10**6}/{10**6 + 1}")["train"]
+
+
+class Bench:
+    """Everything that policies are judged with.
+
+    Args:
+        options: of the command line.
+        runs: by name, those among the policies.
+    """
+
+    def __init__(self, options: argparse.Namespace, runs: dict[str, Run]):
+        self.options, self.runs = options, runs
+        first = next(iter(runs.values()), None)
+        self.base = EnvOptions(
+            dataset=str(options.data),
+            recognizer=options.recognizer,
+            parser=options.parser,
+            partition=options.partition or (first.env.partition if first else "sarface24"),
+            fill=options.fill or (first.env.fill if first else "mean"),
+            occlusion=options.occlusion,
+            severity=options.severity,
+            device=options.device,
+        )
+        recognizer = load_recognizer(options.recognizer, options.device)
+        report, others = folds_of(options)
+        self.size = recognizer.spec.size
+        photographs = replace(self.base.photographs(self.size, True), folds="")
+        self.data: PairFaces = load_pair_faces(photographs, report, others, options.occlusion_seeds)
+        self.judges: dict[str, Judge] = {}
+        self.main = self._judge(options.recognizer)
+
+    def _judge(self, recognizer: str) -> Judge:
+        if recognizer not in self.judges:
+            network = load_recognizer(recognizer, self.options.device)
+            if network.spec.size != self.size:
+                raise ValueError(
+                    f"{recognizer} takes images of {network.spec.size} pixels, "
+                    f"{self.options.recognizer} of {self.size}: compare them one at a time"
+                )
+            self.judges[recognizer] = Judge(
+                InferenceEngine(network),
+                self.data,
+                self.options.seed,
+                self.options.samples,
+                cache_folder(),
+            )
+        return self.judges[recognizer]
+
+    def judge(self, name: str) -> dict[str, Any]:
+        """What a policy does and what comes of it."""
+        options = self.options
+        if name in self.runs:
+            run = self.runs[name]
+            judge, env = self._judge_of(run), run.env
+            keep = self._agent(run)
+        else:
+            judge, env = self.main, self.base
+            if name == "clean":
+                return {"name": name, "judge": judge, "result": judge.clean()}
+            keep = self._baselines()[name]()
+        if env.parser != options.parser:
+            logging.warning(f"{name} was trained with parser {env.parser}, not {options.parser}")
+        return {
+            "name": Path(name).name if name in self.runs else name,
+            "run": name in self.runs,
+            "partition": str(env.partition),
+            "fill": env.fill,
+            "judge": judge,
+            "result": judge.masked(keep, env.fill, name),
+            "dropped": dropped(self.data, keep),
+        }
+
+    def _judge_of(self, run: Run) -> Judge:
+        own = str(run.env.recognizer)
+        return self._judge(own if Path(own).is_file() else self.options.recognizer)
+
+    @cached_property
+    def _scorer(self) -> OracleScorer:
+        return OracleScorer(self.main)
+
+    def _env(self, options: EnvOptions):
+        return region_env(self.data.faces, self._scorer, options)
+
+    def _agent(self, run: Run) -> Tensor:
+        env = self._env(run.env)
+        agent = load_agent(run.agent, env)
+
+        def masks(obs: np.ndarray, rows: np.ndarray) -> Tensor:
+            return torch.from_numpy(agent.predict(obs, deterministic=True)[0]).bool()
+
+        return kept_by(env, masks)
+
+    def _baselines(self) -> dict[str, Callable[[], Tensor]]:
+        faces = self.data.faces
+        everything = torch.ones(faces.images.shape[0], *faces.images.shape[2:], dtype=torch.bool)
+
+        def occluder() -> Tensor:
+            return everything if faces.occluders is None else ~faces.occluders.bool()
+
+        def face_only() -> Tensor:
+            beside = torch.tensor([CELEBA19.index(c) for c in BESIDE_THE_FACE], dtype=torch.uint8)
+            assert faces.parsing is not None
+            return ~torch.isin(faces.parsing, beside)
+
+        return {
+            "keep-all": lambda: everything,
+            "random": self._random,
+            "fixed": self._fixed,
+            "face-only": face_only,
+            "oracle-occluder": occluder,
+            "oracle-regions": self._covered_regions,
+            "greedy": self._greedy,
+        }
+
+    def _random(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.options.seed)
+        env = self._env(self.base)
+        return kept_by(
+            env, lambda _, rows: torch.rand(len(rows), env.core.bits, generator=generator) < 0.5
+        )
+
+    def _covered_regions(self) -> Tensor:
+        env = self._env(self.base)
+        return kept_by(env, lambda _, rows: covered_regions(env.core, rows))
+
+    def _greedy(self) -> Tensor:
+        env = self._env(self.base)
+
+        def make() -> Tensor:
+            parts = np.array_split(np.arange(len(env.core)), -(-len(env.core) // 64))
+            return torch.cat([greedy_masks(env.core, rows) for rows in parts])
+
+        masks = cached_masks(env.core, "greedy", make)
+        return kept_by(env, lambda _, rows: masks[torch.from_numpy(rows)])
+
+    def _fixed(self) -> Tensor:
+        training: RegionSelection = build_core(self.training_options())
+        calls = self.options.fixed_calls
+        mask = cached_masks(training, f"fixed {calls}", lambda: fixed_mask(training, calls))
+        env = self._env(self.base)
+        return kept_by(env, lambda _, rows: mask.expand(len(rows), -1))
+
+    def training_options(self) -> EnvOptions:
+        """The training people that the fixed mask is found on: of the data, else of a run.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if "/" in self.options.folds:
+            return replace(self.base, split="train", folds=self.options.folds)
+        for run in self.runs.values():
+            return replace(self.base, dataset=run.env.dataset, split="train", folds=run.env.folds)
+        raise ValueError(
+            "the fixed mask is found on people for training: give --folds TRAIN/VAL/TEST, or a run "
+            "whose training people are taken"
+        )
+
+    def rows(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Numbers of every policy for JSON, with its differences to keep-all and to fixed."""
+        by_name = {result["name"]: result for result in results}
+        full = self.main.full
+        rows = []
+        for result in results:
+            judge: Judge = result.pop("judge")
+            own = judge.full
+            row = result | judge.summary(result["result"])
+            row["full"] = judge.summary(own)["metrics"] | {"rank1": own["right"].mean()}
+            against = {"keep-all": full, "full": own}
+            if "fixed" in by_name:
+                against["fixed"] = by_name["fixed"]["result"]
+            row["differences"] = {
+                other: judge.difference(result["result"], value) for other, value in against.items()
+            }
+            if "oracle-occluder" in by_name:
+                best = by_name["oracle-occluder"]["result"]["verification"].metrics["accuracy"]
+                keep = full["verification"].metrics["accuracy"]
+                gain = row["metrics"]["accuracy"] - keep
+                row["recovered"] = gain / (best - keep) if best > keep else None
+            rows.append(row)
+        for row in rows:
+            del row["result"]
+        return rows
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print one line a policy."""
+
+    def cell(value: float | None, interval: Any = None, sign: bool = False) -> str:
+        if value is None:
+            return ""
+        text = f"{100 * value:{'+' if sign else ''}.1f}"
+        if interval is None:
+            return text
+        low, high = (100 * v for v in interval)
+        return f"{text} [{low:.1f}, {high:.1f}]"
+
+    def change(row: dict[str, Any], other: str, key: str) -> str:
+        found = row["differences"].get(other, {}).get(key)
+        return cell(found["mean"], found["interval_95"], True) if found else ""
+
+    headers = ["policy", "kept", "accuracy", "full", "to keep-all", "to fixed", "recovered"]
+    headers += ["TAR@FAR 1e-3", "rank-1", "full", "to keep-all"]
+    table = []
+    for row in rows:
+        metrics, rank1 = row["metrics"], row["rank1"]
+        table.append(
+            [
+                row["name"],
+                cell(row.get("dropped", {}).get("kept", 1)),
+                cell(metrics["accuracy"], row["intervals_95"].get("accuracy")),
+                cell(row["full"]["accuracy"]),
+                change(row, "keep-all", "accuracy"),
+                change(row, "fixed", "accuracy"),
+                cell(row.get("recovered")),
+                cell(metrics["tar@far=0.001"]),
+                cell(rank1["mean"], rank1["interval_95"]),
+                cell(row["full"]["rank1"]),
+                change(row, "keep-all", "rank1"),
+            ]
+        )
+    print_table(headers, table)
+
+
+def draw(rows: list[dict[str, Any]], title: str) -> Figure:
+    """Accuracy of every policy, and against the pixels it keeps."""
+    figure = Figure(figsize=(10, 0.35 * len(rows) + 2), layout="constrained")
+    bars, scatter = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, row in enumerate(rows):
+        mean = 100 * row["metrics"]["accuracy"]
+        low, high = (100 * v for v in row["intervals_95"].get("accuracy", [mean / 100] * 2))
+        kept = 100 * row.get("dropped", {}).get("kept", 1)
+        colour = "tab:orange" if row.get("run") else "tab:blue"
+        bars.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour)
+        scatter.plot(kept, mean, "o", color=colour)
+        scatter.annotate(row["name"], (kept, mean), (4, 3), textcoords="offset points", fontsize=7)
+    bars.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    bars.invert_yaxis()
+    bars.set_xlabel("verification accuracy, % (95 % interval over people)")
+    bars.grid(axis="x", alpha=0.3)
+    scatter.set_xlabel("kept pixels, %")
+    scatter.set_ylabel("verification accuracy, %")
+    scatter.margins(x=0.25)
+    scatter.grid(alpha=0.3)
+    figure.suptitle(title)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

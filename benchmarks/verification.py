@@ -154,19 +154,23 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _plot(rows: list[Row], name: str) -> Figure:
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        far, tar = row.result.roc
-        label = Path(row.data).name + ("" if row.occlusion == "none" else f", {row.occlusion}")
-        axes.step(far, tar, where="post", label=f"{label} (AUC {row.result.metrics['auc']:.4f})")
-    axes.set_xscale("log")
-    axes.set_xlim(min(0.5 / row.result.different for row in rows), 1)
-    axes.set_xlabel("false accept rate")
-    axes.set_ylabel("true accept rate")
-    axes.set_title(f"Verification: {name}")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    """ROC curves, a panel for every set."""
+    paths = list(dict.fromkeys(row.data for row in rows))
+    figure = Figure(figsize=(4.5 * len(paths) + 0.5, 4.5), layout="constrained")
+    for axes, path in zip(figure.subplots(1, len(paths), squeeze=False)[0], paths, strict=True):
+        shown = [row for row in rows if row.data == path]
+        for row in shown:
+            far, tar = row.result.roc
+            label = "clean" if row.occlusion == "none" else row.occlusion
+            label += f" (AUC {row.result.metrics['auc']:.4f})"
+            axes.step(far, tar, where="post", label=label)
+        axes.set_xscale("log")
+        axes.set_xlim(min(0.5 / row.result.different for row in shown), 1)
+        axes.set_xlabel("false accept rate")
+        axes.set_ylabel("true accept rate")
+        axes.set_title(f"{name} on {Path(path).name}")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
     return figure
 
 

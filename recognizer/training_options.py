@@ -99,8 +99,9 @@ class TrainOptions:
     devices: int = 1
     """GPUs, or processes on the CPU, a node; they share each batch (DDP)."""
     nodes: int = 1
-    """Machines. Start the same command on each, with torchrun or with MASTER_ADDR, MASTER_PORT and
-    NODE_RANK set."""
+    """Machines. Start the same command on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set, or
+    with `torchrun --nnodes N ... -- train_recognizer.py ...`; without its `--`, torchrun takes
+    options such as --run for its own."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     """Number format of the backbone; the head always computes in 32 bits."""
 

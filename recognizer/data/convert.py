@@ -278,8 +278,10 @@ def main() -> None:
         "check": check,
     }
     logging.basicConfig(format="%(message)s")
+    # `check` prints all that is wrong; a log of what it skipped would tell it twice.
+    logging.getLogger(Problems.__module__).disabled = "check" in sys.argv[1:]
     try:
-        count = auto_cli(commands, description=__doc__)
+        count = auto_cli(commands, description=__doc__, prog="python -m recognizer.data.convert")
     except (DataError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"done: {count}")

@@ -141,6 +141,17 @@ def test_accumulation_changes_only_the_memory(options: TrainOptions, tmp_path: P
     np.testing.assert_allclose(one, four, rtol=1e-5)
 
 
+def test_half_precision_learns_the_same_with_weights_in_full(options: TrainOptions, tmp_path: Path):
+    options = replace(options, epochs=2)
+    train(replace(options, run=str(tmp_path / "full")))
+    train(replace(options, run=str(tmp_path / "half"), precision="bf16-mixed"))
+    full, half = (metrics(tmp_path / run, "train/loss") for run in ("full", "half"))
+    assert full != half
+    np.testing.assert_allclose(half[:3], full[:3], rtol=0.05)
+    weights = load_file(tmp_path / "half" / "last.safetensors")
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
+
+
 def test_fine_tuning_starts_from_enrolled_people(options: TrainOptions, tmp_path: Path):
     train(options)
     source = str(Path(options.run) / "last.safetensors")

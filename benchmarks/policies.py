@@ -56,7 +56,8 @@ POLICIES = {
 }
 BESIDE_THE_FACE = ("background", "hair", "hat", "earring", "necklace", "neck", "cloth")
 EPILOG = f"""\
-A policy is the folder of a run of train_agent.py, or:
+A policy is the folder RUN of a run of train_agent.py, for the agent that was best on its validation
+faces, RUN/last for the last one, or:
 {chr(10).join(f"  {name:<16} {what}" for name, what in POLICIES.items())}
 
 Data is a folder in LFW's form: images/NAME/NAME_0001.jpg, pairs.txt and perhaps landmarks.csv.
@@ -73,31 +74,32 @@ example:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of `train_agent.py`: its agent, the environment it was made for, and its recognizer."""
+    """A run of `train_agent.py`: its agent, its environment, its recognizer if it trained one."""
 
     agent: Path
     env: EnvOptions
-    seed: int
+    recognizer: Path | None
 
     @classmethod
     def read(cls, folder: str | Path) -> "Run":
         """The run of a folder, or ValueError if it holds none that is finished."""
         folder = Path(folder)
+        # RUN is the best agent of the run; RUN/last the last one.
+        run = folder.parent if (folder / "agent.safetensors").is_file() else folder
+        pair = run / "best" if run == folder else folder
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((run / "config.json").read_text())
             known = {field.name for field in fields(EnvOptions)}
             env = EnvOptions(**{k: v for k, v in config["env"].items() if k in known})
         except (OSError, KeyError, TypeError, ValueError) as error:
-            known_names = ", ".join(POLICIES)
             raise ValueError(
-                f"{folder} is neither a run of train_agent.py ({error}) nor one of {known_names}"
+                f"{folder} is neither a run of train_agent.py ({error}) nor one of "
+                + ", ".join(POLICIES)
             ) from None
-        pair = folder / "best" if config.get("alternate") else folder
-        if not (pair / "agent.safetensors").is_file():
-            raise ValueError(f"{folder}: the run has no agent.safetensors yet; finish it first")
-        if config.get("alternate"):
-            env = replace(env, recognizer=str(pair / "recognizer.safetensors"))
-        return cls(pair / "agent.safetensors", env, config["seed"])
+        if not (run / "last" / "agent.safetensors").is_file():
+            raise ValueError(f"{run}: the run is not finished; continue it with --resume true")
+        own = pair / "recognizer.safetensors"
+        return cls(pair / "agent.safetensors", env, own if own.is_file() else None)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -196,6 +198,11 @@ def folds_of(options: argparse.Namespace) -> tuple[list[int], list[int]]:
     return report, others
 
 
+def _short(run: str) -> str:
+    path = Path(run)
+    return f"{path.parent.name}/last" if path.name == "last" else path.name
+
+
 def _numbers(text: str) -> list[int]:
     return parse_folds(f"{text}/{10**6}/{10**6 + 1}")["train"]
 
@@ -251,7 +258,7 @@ class Bench:
         options = self.options
         if name in self.runs:
             run = self.runs[name]
-            judge, env = self._judge_of(run), run.env
+            judge, env = self._judge(str(run.recognizer or options.recognizer)), run.env
             keep = self._agent(run)
         else:
             judge, env = self.main, self.base
@@ -261,7 +268,7 @@ class Bench:
         if env.parser != options.parser:
             logging.warning(f"{name} was trained with parser {env.parser}, not {options.parser}")
         return {
-            "name": Path(name).name if name in self.runs else name,
+            "name": _short(name) if name in self.runs else name,
             "run": name in self.runs,
             "partition": str(env.partition),
             "fill": env.fill,
@@ -269,10 +276,6 @@ class Bench:
             "result": judge.masked(keep, env.fill, name),
             "dropped": dropped(self.data, keep),
         }
-
-    def _judge_of(self, run: Run) -> Judge:
-        own = str(run.env.recognizer)
-        return self._judge(own if Path(own).is_file() else self.options.recognizer)
 
     @cached_property
     def _scorer(self) -> OracleScorer:

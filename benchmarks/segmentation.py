@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from recognizer.verification import embed_flipped, verify_set
 from segmenter import CLASSES, Parser, load_parser, parser_names
 from segmenter.data import ParsingData, load_data, read_image, split_names
 from segmenter.labels import RARE_CLASSES
-from segmenter.landmarks import POINTS, FacePoints, face_points
+from segmenter.landmarks import DEFAULT, POINTS, Calibration, FacePoints, face_points
 from segmenter.metrics import confusion, iou_report
 from segmenter.render import colour_labels, contact_sheet
 
@@ -55,9 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         f"segmentation_{parser.name}",
         {"parser": about | {"threads": torch.get_num_threads()}, "results": results},
     )
-    figure = _plot(results, parser.name)
-    if figure:
-        figure.savefig(path.with_suffix(".png"), dpi=120)
+    _plot(results, parser.name).savefig(path.with_suffix(".png"), dpi=110)
     print(f"\n{parser.name}: {parser.parameters:,} parameters; wrote {path}")
 
 
@@ -130,12 +129,13 @@ def _annotated(parser: Parser, path: Path, options: argparse.Namespace) -> dict[
 
 def _iou(parser: Parser, data: ParsingData) -> tuple[dict[str, Any], Tensor]:
     images = torch.from_numpy(np.asarray(data.images)).permute(0, 3, 1, 2).contiguous()
-    labels, rate = _parse(parser, images)
+    labels, rate = parse_timed(parser, images)
     report = iou_report(confusion(labels, torch.from_numpy(np.asarray(data.masks))))
     return {**report, "images_per_second": rate}, labels
 
 
-def _parse(parser: Parser, images: Tensor, batch: int = 32) -> tuple[Tensor, float]:
+def parse_timed(parser: Parser, images: Tensor, batch: int = 32) -> tuple[Tensor, float]:
+    """Return the label maps `(N, H, W)` of images, and how many were parsed in a second."""
     parser.parse(images[:batch])  # the first pass through a network is slower
     labels = torch.empty((len(images), *images.shape[2:]), dtype=torch.uint8)
     start = time.perf_counter()
@@ -177,8 +177,8 @@ def _photographs(parser: Parser, path: Path, options: argparse.Namespace) -> dic
     known = read_landmarks(path / LANDMARKS)
     truth = np.stack([known[name] for name in names])
     images = pairs.decode()
-    labels, _ = _parse(parser, images)
-    found = _points_of(labels)
+    labels, _ = parse_timed(parser, images)
+    found = points_of(labels)
     eyes = np.linalg.norm(truth[:, 1] - truth[:, 0], axis=1)
     errors = np.linalg.norm(found.points.numpy() - truth, axis=2) / eyes[:, None]
     points = _judge_points(errors, found, names)
@@ -204,8 +204,9 @@ def _time_all(parser: Parser, files: list[Path], batch: int = 256) -> dict[str, 
     }
 
 
-def _points_of(labels: Tensor, batch: int = 256) -> FacePoints:
-    parts = [face_points(part) for part in labels.split(batch)]
+def points_of(labels: Tensor, calibration: Calibration = DEFAULT, batch: int = 256) -> FacePoints:
+    """Return the points of label maps `(N, H, W)`, found in batches."""
+    parts = [face_points(part, calibration) for part in labels.split(batch)]
     return FacePoints(torch.cat([p.points for p in parts]), torch.cat([p.found for p in parts]))
 
 
@@ -222,6 +223,7 @@ def _judge_points(errors: np.ndarray, found: FacePoints, names: list[str]) -> di
         for title, e, f in columns
     ]
     print_table(["point", "mean / eyes", "median", "95 %", "fell back %"], rows)
+    edges = np.linspace(0, FAILED, 26).round(2)
     failed = np.argsort(-mean)[: int((mean > FAILED).sum())]
     print(f"{len(failed)} of {len(mean)} faces are off by more than {FAILED} of the eye distance")
     return {
@@ -232,6 +234,8 @@ def _judge_points(errors: np.ndarray, found: FacePoints, names: list[str]) -> di
         "median": float(np.median(mean)),
         "mean_by_point": dict(zip(POINTS, errors.mean(0).tolist(), strict=True)),
         "fell_back": int(fallen.sum()),
+        "histogram_edges": edges.tolist(),
+        "histogram": [int(v) for v in np.histogram(mean, np.append(edges, np.inf))[0]],
         "failure_above": FAILED,
         "failures": {names[i]: round(float(mean[i]), 3) for i in failed},
     }
@@ -293,21 +297,47 @@ def _write_picture(path: Path, picture: np.ndarray) -> None:
     print(f"wrote {path}")
 
 
-def _plot(results: list[dict[str, Any]], title: str) -> Figure | None:
-    annotated = [r for r in results if r["kind"] == "annotated"]
-    if not annotated:
-        return None
-    report = annotated[0][f"at_{annotated[0]['size']}"]
+def _plot(results: list[dict[str, Any]], title: str) -> Figure:
+    figure = Figure(figsize=(7, 3.6 * len(results)), layout="constrained")
+    panels = figure.subplots(len(results), squeeze=False)[:, 0]
+    for axes, result in zip(panels, results, strict=True):
+        (_plot_iou if result["kind"] == "annotated" else _plot_points)(axes, result)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"parser {title}")
+    return figure
+
+
+def _plot_iou(axes: Axes, result: dict[str, Any]) -> None:
+    report = result[f"at_{result['size']}"]
     shown = {name: value for name, value in report["iou"].items() if value is not None}
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    colours = ["grey" if name in RARE_CLASSES else "C0" for name in shown]
+    colours = ["0.6" if name in RARE_CLASSES else "C0" for name in shown]
     axes.bar(list(shown), list(shown.values()), color=colours)
     axes.axhline(report["mean_iou_common"], color="black", linewidth=1, linestyle="--")
-    axes.set_title(f"{title}: IoU per class (rare ones grey), mean of the common ones dashed")
+    axes.set_title(
+        f"{result['faces']} faces: IoU per class (rare grey); mean of the 16 common "
+        f"{report['mean_iou_common']:.3f}",
+        fontsize=10,
+    )
     axes.tick_params(axis="x", rotation=60)
+    axes.set_ylabel("IoU")
     axes.set_ylim(0, 1)
-    return figure
+
+
+def _plot_points(axes: Axes, result: dict[str, Any]) -> None:
+    points = result["points"]
+    edges, counts = points["histogram_edges"], points["histogram"]
+    width = edges[1] - edges[0]
+    axes.bar(edges[:-1], counts[:-1], width, align="edge", edgecolor="white")
+    axes.bar(edges[-1:], counts[-1:], width, align="edge", color="C3", label="further")
+    axes.axvline(points["mean"], color="black", linewidth=1, linestyle="--")
+    axes.set_title(
+        f"{points['faces']} photographs: distance of five points from parsing to landmarks; "
+        f"mean {points['mean']:.3f}",
+        fontsize=10,
+    )
+    axes.set_xlabel("mean distance over the five points / distance of the eyes")
+    axes.set_ylabel("faces")
+    axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.point_calibration import fit
 from segmenter.labels import CLASSES
-from segmenter.landmarks import face_points
+from segmenter.landmarks import Calibration, face_points
 from tests.segmenter.drawing import draw_labels
 
 SIZE = 128
@@ -51,6 +52,30 @@ def test_stray_pixels_do_not_move_an_eye():
     mask[120:122, 2:4] = CLASSES.index("l_eye")
     found = face_points(torch.from_numpy(mask)[None])
     assert np.abs(found.points[0, 1].numpy() - EYES_AND_MOUTH[1]).max() < 1.5
+
+
+def test_the_mouth_of_a_second_face_does_not_stretch_this_one():
+    mask = draw_labels(SIZE)
+    alone = face_points(torch.from_numpy(mask)[None]).points
+    mask[88:96, 0:6] = CLASSES.index("l_lip")
+    together = face_points(torch.from_numpy(mask)[None]).points
+    assert (together - alone).abs().max() < 1.5
+
+
+def test_calibration_is_recovered_from_points_made_with_it():
+    masks = [rotated(draw_labels(SIZE), angle)[0] for angle in range(-30, 31, 5)]
+    for row, mask in enumerate(masks):  # noses that point to either side, and differently far down
+        mask[mask == CLASSES.index("nose")] = CLASSES.index("skin")
+        cv2.ellipse(mask, (56 + row, 60 + row % 4), (6, 12), 0, 0, 360, CLASSES.index("nose"), -1)
+    labels = torch.from_numpy(np.stack(masks))
+    made_with = Calibration(tip_eyes=0.8, tip_mouth=-0.2, mouth=1.3)
+    truth = face_points(labels, made_with).points.numpy().astype(np.float64)
+    fitted = fit(labels, truth)
+    assert fitted.tip_eyes == pytest.approx(0.8, abs=0.02)
+    assert fitted.tip_mouth == pytest.approx(-0.2, abs=0.02)
+    assert fitted.mouth == pytest.approx(1.3, abs=0.01)
+    truth[0] += 40  # one face with wrong landmarks does not move the fit
+    assert fit(labels, truth).mouth == pytest.approx(1.3, abs=0.01)
 
 
 def test_no_face_gives_finite_points_and_says_so():

@@ -15,6 +15,7 @@ def augment(
     other: np.ndarray,
     size: int,
     rng: np.random.Generator,
+    aligned: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one random view of a face and its labels, both `size` x `size`.
 
@@ -22,9 +23,11 @@ def augment(
     faces (left and right classes change places), coloured and one-sided light, low resolution,
     blur, noise, JPEG, and occluders. `other` is a second face whose pixels texture the occluders.
     Occluders are labelled background: they are not part of the face. `image` is uint8 (H, W, 3)
-    BGR, `mask` uint8 (H, W).
+    BGR, `mask` uint8 (H, W). `aligned` is the share of views that stay near the face's own place,
+    as an aligned photograph does.
     """
-    image, mask = _warp(image, mask, size, rng)
+    reach = 0.3 if rng.random() < aligned else 1.0
+    image, mask = _warp(image, mask, size, reach, rng)
     if rng.random() < 0.35:
         image, mask = _occlude(image, mask, other, rng)
     pixels = _light(image.astype(np.float32), rng)
@@ -33,18 +36,19 @@ def augment(
 
 
 def _warp(
-    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator
+    image: np.ndarray, mask: np.ndarray, size: int, reach: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = mask.shape
     if rng.random() < 0.5:
         image, mask = image[:, ::-1], _MIRROR[mask[:, ::-1]]
-    zoom = np.exp(rng.uniform(np.log(0.65), np.log(1.7)))
-    angle = rng.normal(0, 12) if rng.random() < 0.9 else rng.uniform(-60, 60)
-    aspect = np.exp(rng.normal(0, 0.06))
+    zoom = np.exp(reach * rng.uniform(np.log(0.65), np.log(1.7)))
+    angle = reach * (rng.normal(0, 12) if rng.random() < 0.9 else rng.uniform(-60, 60))
+    aspect = np.exp(reach * rng.normal(0, 0.06))
+    shear = reach * rng.normal(0, 0.05)
     turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2]
-    matrix = turn @ np.array([[aspect, rng.normal(0, 0.05)], [0, 1 / aspect]]) * zoom * size / width
+    matrix = turn @ np.array([[aspect, shear], [0, 1 / aspect]]) * zoom * size / width
     # A tight crop may wander further before the face leaves it.
-    shift = rng.uniform(-1, 1, 2) * 0.12 * max(zoom, 1.0) * size
+    shift = reach * rng.uniform(-1, 1, 2) * 0.12 * max(zoom, 1.0) * size
     offset = size / 2 + shift - matrix @ [width / 2, height / 2]
     affine = np.concatenate([matrix, offset[:, None]], 1)
     border = _BORDERS[rng.integers(3)]

@@ -39,7 +39,8 @@ class SegmenterTraining:
     Args:
         data: Folder with `images/` and `masks/`, or the original CelebAMask-HQ folder.
         output: Run folder; must not hold a run already unless `resume` is set.
-        resume: Continue the run in `output` from its last finished epoch.
+        resume: Continue the run in `output` from its last finished epoch; the other options must
+            be those it was started with.
         init: Weights of a light parser to start from (.safetensors), for fine-tuning.
         epochs: Passes over the training part.
         batch: Faces per step.
@@ -48,6 +49,10 @@ class SegmenterTraining:
         lr: Peak learning rate of AdamW; warmed up over 3 % of the steps, then a cosine to zero.
         weight_decay: Decoupled weight decay.
         loss: Added to cross-entropy: nothing, soft Dice, or Lovász-softmax.
+        aligned: Share of views that stay near the face's own place; the others are cropped, turned
+            and shifted widely.
+        precision: `bf16` computes the network's training passes in bfloat16, which a processor with
+            such instructions does nearly twice as fast; weights and evaluation stay `fp32`.
         ema: Decay of the running average of the weights, which is what is validated and saved.
         test: Share of the faces that training never looks at.
         validation: Share of the faces on which the best epoch is chosen.
@@ -66,6 +71,8 @@ class SegmenterTraining:
     lr: float = 3e-3
     weight_decay: float = 0.02
     loss: Literal["ce", "ce+dice", "ce+lovasz"] = "ce+dice"
+    aligned: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
     ema: float = 0.998
     test: float = 0.15
     validation: float = 0.10
@@ -78,13 +85,15 @@ class SegmenterTraining:
             raise ValueError(f"size must be a multiple of 16 and at least 32, got {self.size}")
         if self.epochs < 1 or self.batch < 2:
             raise ValueError("epochs must be at least 1 and batch at least 2")
+        if not 0 <= self.aligned <= 1:
+            raise ValueError(f"aligned is a share from 0 to 1, got {self.aligned}")
 
 
 class Views(Dataset):
     """Random views of faces, a pure function of `(epoch, position, face)` and the seed."""
 
-    def __init__(self, data: ParsingData, size: int, seed: int) -> None:
-        self.data, self.size, self.seed = data, size, seed
+    def __init__(self, data: ParsingData, size: int, seed: int, aligned: float = 0.0) -> None:
+        self.data, self.size, self.seed, self.aligned = data, size, seed, aligned
 
     def __len__(self) -> int:
         return len(self.data)
@@ -94,7 +103,8 @@ class Views(Dataset):
         rng = np.random.default_rng((self.seed, epoch, position))
         data = self.data
         other = data.images[rng.integers(len(data))]
-        image, mask = augment(data.images[index], data.masks[index], other, self.size, rng)
+        face = data.images[index], data.masks[index]
+        image, mask = augment(*face, other, self.size, rng, self.aligned)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
 
 
@@ -118,13 +128,13 @@ def train(options: SegmenterTraining) -> dict:
     split = {name: data.subset(index) for name, index in parts.items()}
 
     torch.manual_seed(options.seed)
-    model = LightParser().to(device)
+    model = LightParser().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.init:
         _load_light(model, Path(options.init))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), lr=options.lr)
     start, best = 0, 0.0
-    if options.resume:
+    if (folder / "last.safetensors").is_file():  # absent when a kill came in the first epoch
         start, best = _load_state(folder / "last.safetensors", model, average, optimizer)
     _drop_lines_after(folder / "metrics.jsonl", start)
 
@@ -139,7 +149,7 @@ def train(options: SegmenterTraining) -> dict:
                     group["lr"] = options.lr * _schedule(
                         (epoch * steps + step) / (options.epochs * steps)
                     )
-                losses.append(_step(model, optimizer, images, masks, options.loss, device))
+                losses.append(_step(model, optimizer, images, masks, options, device))
                 average.update_parameters(model)
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", step=f"{step + 1}/{steps}", best=best)
             report, predicted = evaluate(average.module, split["validation"], options.size)
@@ -169,8 +179,8 @@ def evaluate(model: torch.nn.Module, data: ParsingData, size: int) -> tuple[dict
         images = torch.from_numpy(data.images[start : start + 16]).permute(0, 3, 1, 2)
         x = F.interpolate(images.to(device).float(), (size, size), mode="bilinear", antialias=True)
         logits = model(_normalise(x))
-        full = F.interpolate(logits, images.shape[2:], mode="bilinear").argmax(1).to(torch.uint8)
-        maps.append(full.cpu())
+        full = F.interpolate(logits, images.shape[2:], mode="bilinear")
+        maps.append(full.max(1).indices.to("cpu", torch.uint8))  # several times faster than argmax
         counts += confusion(maps[-1], torch.from_numpy(data.masks[start : start + 16]))
     model.train(was_training)
     return iou_report(counts), torch.cat(maps)
@@ -191,7 +201,7 @@ def _batches(
     if len(order) % options.batch == 1:  # batch normalisation needs two
         order = order[:-1]
     keys = [(epoch, position, int(index)) for position, index in enumerate(order)]
-    views = Views(data, options.size, options.seed)
+    views = Views(data, options.size, options.seed, options.aligned)
     loader: DataLoader = DataLoader(views, options.batch, sampler=keys, num_workers=options.workers)
     return iter(loader)
 
@@ -209,18 +219,20 @@ def _step(
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     masks: Tensor,
-    loss_name: str,
+    options: SegmenterTraining,
     device: torch.device,
 ) -> float:
     model.train()
     x = _normalise(images.to(device).float())
     labels = masks.to(device).long()
-    logits = model(x)
-    if loss_name == "ce+dice":
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+        logits = model(x)
+    logits = logits.float()
+    if options.loss == "ce+dice":
         loss = cross_entropy_dice_loss(logits, labels)
     else:
         loss = F.cross_entropy(logits, labels)
-        if loss_name == "ce+lovasz":
+        if options.loss == "ce+lovasz":
             loss = loss + lovasz_loss(logits, labels)
     optimizer.zero_grad()
     loss.backward()
@@ -282,7 +294,7 @@ def _check_folder(options: SegmenterTraining) -> Path:
     folder = Path(options.output)
     saved, state = folder / "config.json", folder / "last.safetensors"
     if options.resume:
-        if not saved.is_file() or not state.is_file():
+        if not saved.is_file():
             raise FileNotFoundError(f"{folder}: no run to resume")
         old, new = json.loads(saved.read_text()), asdict(options)
         changed = [k for k in new if k not in _FREE and old.get(k) != new[k]]
@@ -351,11 +363,10 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _drop_lines_after(path: Path, epoch: int) -> None:
-    """Forget logged epochs that a resumed run will repeat."""
+    """Forget logged epochs that a resumed run will repeat, and a line that a kill cut short."""
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-        path.write_text("".join(line + "\n" for line in kept))
+        kept = path.read_text().splitlines(keepends=True)[:epoch]  # one line an epoch
+        path.write_text("".join(kept))
 
 
 def _auto(device: str) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from segmenter.augment import augment
 from segmenter.data import find_samples, load_data, read_image, split_names
-from segmenter.labels import CLASSES
+from segmenter.labels import CLASSES, mirror_table
 from segmenter.losses import cross_entropy_dice_loss, lovasz_loss
 from segmenter.metrics import confusion, iou_report
 from tests.segmenter.drawing import draw_face, draw_labels, write_compact
@@ -119,6 +119,21 @@ def test_augmented_labels_follow_the_picture():
             # the view is turned far.
             mirrored += left[:, 1].mean() < right[:, 1].mean()
     assert mirrored > 45
+
+
+def test_aligned_views_stay_near_the_faces_own_place():
+    mask = draw_labels(64)
+    face = draw_face(mask)
+    mirror = mirror_table().numpy()[mask[:, ::-1]]
+
+    def agreement(aligned: float) -> float:
+        views = [
+            augment(face, mask, face, 64, np.random.default_rng(seed), aligned)[1]
+            for seed in range(40)
+        ]
+        return float(np.mean([max((v == mask).mean(), (v == mirror).mean()) for v in views]))
+
+    assert agreement(1.0) > agreement(0.0) + 0.15
 
 
 def test_losses_against_hand_worked_values():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,17 @@ def test_training_learns_drawn_faces(data, tmp_path):
     assert any((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_bfloat16_learns_what_float32_learns(data, tmp_path):
+    reports = {
+        precision: run(data, tmp_path / precision, epochs=8, ema=0.8, lr=5e-3, precision=precision)
+        for precision in ("fp32", "bf16")
+    }
+    assert reports["bf16"] != reports["fp32"]
+    skin = [report["iou"]["skin"] for report in reports.values()]
+    assert min(skin) > 0.3
+    assert abs(skin[0] - skin[1]) < 0.1
+
+
 def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
     run(data, tmp_path / "whole")
     command = [sys.executable, str(ROOT / "train_segmenter.py"), "--data", str(data)]
@@ -54,6 +66,8 @@ def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     errors = process.communicate()[1]
     assert state.exists(), errors
+    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 1, "lo')  # as if the kill had come while a line was written
     run(data, tmp_path / "killed", resume=True)
     for name in ("last.safetensors", "best.safetensors"):
         whole, killed = (load_file(tmp_path / run / name) for run in ("whole", "killed"))
@@ -74,5 +88,10 @@ def test_runs_are_not_overwritten_nor_resumed_differently(data, tmp_path):
         run(data, tmp_path / "run", epochs=1, lr=0.1, resume=True)
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         run(data, tmp_path / "none", resume=True)
+    (tmp_path / "early").mkdir()  # killed in its first epoch: starts anew
+    shutil.copy(tmp_path / "run" / "config.json", tmp_path / "early")
+    run(data, tmp_path / "early", epochs=1, resume=True)
+    first, again = (load_file(tmp_path / n / "best.safetensors") for n in ("run", "early"))
+    assert all(first[key].equal(again[key]) for key in first)
     with pytest.raises(ValueError, match="multiple of 16"):
         SegmenterTraining(str(data), size=50)

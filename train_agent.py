@@ -17,6 +17,7 @@ from agents.agent import Agent, DivergedError
 from agents.alternating import AlternatingOptions, Alternation
 from agents.baselines import DropAll, ExhaustiveOracle, FixedMask, GreedyOracle, KeepAll, Random
 from agents.evaluation import METRICS, Predicts, Result, evaluate, table
+from agents.gain import GainOptions
 from agents.grpo import GrpoOptions
 from agents.ppo_options import PpoOptions
 from agents.registry import AGENTS, check_agent, load_agent, make_agent
@@ -84,7 +85,8 @@ class TrainOptions:
     )
     """The environment to train in."""
     agent: str = "reinforce"
-    """Which agent: `reinforce`, `sarface` (the published rule), `grpo`, `ppo`, `maskable_ppo` (the
+    """Which agent: `reinforce`, `sarface` (the published rule), `grpo`, `gain`
+    (regression of what dropping regions gains), `ppo`, `maskable_ppo` (the
     last two from Stable-Baselines3), or one that another package adds."""
     reinforce: ReinforceOptions = field(default_factory=ReinforceOptions)
     """REINFORCE with a choice of baselines."""
@@ -92,6 +94,8 @@ class TrainOptions:
     """The update rule of SARFace as published."""
     grpo: GrpoOptions = field(default_factory=GrpoOptions)
     """Group relative policy optimization."""
+    gain: GainOptions = field(default_factory=GainOptions)
+    """Regression of what dropping each region gains."""
     ppo: PpoOptions = field(default_factory=PpoOptions)
     """Stable-Baselines3's PPO."""
     maskable_ppo: PpoOptions = field(default_factory=PpoOptions)

@@ -22,6 +22,7 @@ AGENTS = {
     "reinforce": "agents.reinforce:Reinforce",
     "sarface": "agents.sarface:Sarface",
     "grpo": "agents.grpo:Grpo",
+    "gain": "agents.gain:Gain",
     "ppo": "agents.ppo:Ppo",
     "maskable_ppo": "agents.ppo:MaskablePpo",
 }

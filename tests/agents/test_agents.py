@@ -23,6 +23,7 @@ WAYS = [
     ("reinforce", {"bound": 0.8, "bound_end": 0.98}),
     ("grpo", {}),
     ("grpo", {"std": False, "kl": 0.001, "group": 4}),
+    ("gain", {}),
     ("sarface", {}),
     ("ppo", {}),
     ("maskable_ppo", {}),
@@ -168,7 +169,7 @@ def test_the_documented_agent_of_another_package(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "sarface", "ppo"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "gain", "sarface", "ppo"])
 def test_a_loss_that_is_no_number_stops_with_its_batch(name, tmp_path):
     env = make_env(8)
     step, scored = env.step, env.evaluate
@@ -191,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(name, tmp_path):
     assert any(torch.isnan(v).any() for v in batch.values() if torch.is_tensor(v))
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "maskable_ppo"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "gain", "maskable_ppo"])
 def test_environments_that_are_not_batched_work_with_one_warning(name):
     gym.register("Single-v0", entry_point=SARFaceEnv)
     env = gym.make_vec("Single-v0", num_envs=3, vectorization_mode="sync", **toy())
@@ -219,7 +220,7 @@ class Bare(gym.Env):
         return self.shown, float((action == self.shown).mean()), True, False, {}
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "ppo"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "gain", "ppo"])
 def test_a_stranger_that_can_show_a_face_again_is_learned(name):
     env = Bare()
     with pytest.warns(UserWarning, match="Bare has no batched implementation"):

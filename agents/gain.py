@@ -1,0 +1,207 @@
+"""Learns what dropping each region gains, by regression on the rewards of masks that were tried."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import Agent, Callback
+from agents.policy import make_policy
+
+
+@dataclass
+class GainOptions:
+    """Options of gain regression."""
+
+    lr: float = 2e-3
+    """Learning rate of AdamW; it falls to zero along a cosine."""
+    weight_decay: float = 0.05
+    """Weight decay of AdamW; the faces to train on are few."""
+    masks: int = 4
+    """Masks tried on every face: recognizer calls a step, besides the full image's."""
+    epochs: int = 8
+    """Gradient steps for every batch of faces, each on as many remembered faces: scoring a mask
+    costs more than learning from it again."""
+    around: float = 0.5
+    """Share of the masks that differ from the policy's own by one block, once it has one; the
+    others drop blocks of the full face."""
+    block: float = 0.7
+    """Side of the largest block, as a share of the face's."""
+    width: int = 24
+    """Channels of the policy network's first layer."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this length."""
+
+    def __post_init__(self) -> None:
+        for name in ("masks", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("around", "block"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+class Gain(Agent):
+    """Predicts what dropping each region of a face gains, and drops those that gain.
+
+    The reward of a mask, less that of keeping everything, is taken to be the sum of the gains of
+    what it drops, and the gains are
+    fitted to all masks tried so far by least squares: the direct method of contextual bandits
+    (Dudik et al., 2011, arXiv 1103.4601) with a linear model of the action. Unlike a policy
+    gradient, which uses a mask once, it learns from every mask many times, and a mask teaches
+    about each of its regions.
+
+    What is tried: blocks, because regions that belong together, such as the cells of a grid under
+    a scarf, gain little one by one. A block is a random rectangle of the image; the regions whose
+    middle lies in it are dropped from the full face, or dropped from or given back to the face as
+    the policy would mask it. The latter corrects the sum where regions do not add up.
+
+    Args:
+        env: a vector environment with `MultiBinary` actions and `evaluate(indices, masks)`.
+        options: learning rate, what is tried, and network.
+        seed: of the network's weights, of what is tried and of the environment.
+        device: of the network.
+    """
+
+    name = "gain"
+    Options: ClassVar[Any] = GainOptions
+
+    def __init__(
+        self, env: Any, options: GainOptions | None = None, seed: int = 0, device: str = "cpu"
+    ):
+        super().__init__(env, options, seed, device)
+        torch.manual_seed(seed)
+        self.policy = make_policy(self.layout, self.options.width, 0.5).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), self.options.lr, weight_decay=self.options.weight_decay
+        )
+        self._obs: Any = None
+        self._info: dict[str, Any] = {}
+        # What was tried: observations, masks and rewards, one entry a batch of faces.
+        self._memory: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._scale = 1.0
+
+    def learn(self, steps: int, callback: Callback | None = None, total: int | None = None) -> Self:
+        """See `Agent.learn`; the learning rate reaches zero at `total`."""
+        if self._obs is None:
+            self._obs, self._info = self.env.reset(seed=self.env_seed)
+        while self.steps < steps:
+            progress = min(1.0, self.steps / (total or steps))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.options.lr * (1 + math.cos(math.pi * progress)) / 2
+            metrics = self._update()
+            if callback is not None:
+                callback(self.steps, metrics)
+        return self
+
+    def _update(self) -> dict[str, float]:
+        obs = torch.as_tensor(self._obs)
+        present = self._info.get("action_mask", np.ones((len(obs), self.layout.bits), bool))
+        present = torch.as_tensor(present)
+        masks = self._try(obs, present)
+        scored = torch.cat([torch.ones_like(masks[:, :1]), masks], 1)
+        rewards = self.env.unwrapped.evaluate(self._info["index"], scored).reward
+        rewards = rewards[:, 1:] - rewards[:, :1]
+        self._memory.append((obs, masks, rewards))
+        if len(self._memory) == 1:
+            # In units of their spread, so that one learning rate suits every reward.
+            self._scale = float(rewards.square().mean().sqrt().clamp_min(1e-6))
+        for _ in range(self.options.epochs):
+            loss, norm = self._fit(*self._remembered(len(obs)))
+        self._obs, self._info = self.env.reset()
+        self.steps += len(obs)
+        return {
+            "charts/episodic_return": float(rewards.mean()),
+            "losses/value_loss": loss,
+            "losses/grad_norm": norm,
+        }
+
+    def _fit(self, obs: Tensor, masks: Tensor, rewards: Tensor) -> tuple[float, float]:
+        """One gradient step on faces `(N, ...)`, masks `(N, M, K)` and rewards `(N, M)`."""
+        gain = -self.policy(obs.to(self.device))
+        predicted = ((~masks).float().to(self.device) * gain[:, None]).sum(2)
+        loss = (predicted - rewards.to(self.device) / self._scale).square().mean()
+        if not torch.isfinite(loss):
+            self.diverged({"obs": obs, "masks": masks, "rewards": rewards})
+        self.optimizer.zero_grad()
+        loss.backward()
+        limit = self.options.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        self.optimizer.step()
+        return loss.item(), float(norm)
+
+    def _remembered(self, n: int) -> tuple[Tensor, ...]:
+        """Faces, masks and rewards of n random entries of the memory."""
+        size = len(self._memory[0][0])
+        chosen = torch.randint(len(self._memory) * size, (n,), generator=self.generator)
+        entries = [self._memory[i // size] for i in chosen.tolist()]
+        rows = (chosen % size).tolist()
+        return tuple(
+            torch.stack([entry[part][row] for entry, row in zip(entries, rows, strict=True)])
+            for part in range(3)
+        )
+
+    def _try(self, obs: Tensor, present: Tensor) -> Tensor:
+        """Masks to try `(N, M, K)`; regions that a face lacks are kept, so that they count not."""
+        n, m = len(obs), self.options.masks
+        base = torch.ones((n, m, self.layout.bits), dtype=torch.bool)
+        if self._memory:
+            own = self.logits(obs).cpu() > 0
+            pick = torch.rand((n, m, 1), generator=self.generator) < self.options.around
+            base = torch.where(pick, own[:, None], base)
+        block = self._blocks(obs, m)
+        give_back = torch.rand((n, m, 1), generator=self.generator) < 0.5
+        # Nothing can be given back to a full face.
+        give_back &= ~base.all(2, keepdim=True)
+        return torch.where(block, give_back, base) | ~present[:, None]
+
+    def _blocks(self, obs: Tensor, m: int) -> Tensor:
+        """Which regions lie in m random rectangles of every face `(N, M, K)`."""
+        n, k = len(obs), self.layout.bits
+        if not self.layout.regions:
+            share = torch.rand((n, m, 1), generator=self.generator) * self.options.block
+            return torch.rand((n, m, k), generator=self.generator) < share
+        middle = self._middles(obs[:, 0])[:, None]
+        centre, half = (torch.rand((n, m, 1, 2), generator=self.generator) for _ in range(2))
+        half = half * self.options.block / 2
+        inside = ((middle - centre).abs() <= half.clamp_min(0.05)).all(3)
+        # At least the region nearest to the centre.
+        nearest = (middle - centre).square().sum(3).argmin(2, keepdim=True)
+        return inside.scatter(2, nearest, True)
+
+    def _middles(self, regions: Tensor) -> Tensor:
+        """Middle of every selectable region `(N, K, 2)`, 0 to 1; far away if it is absent."""
+        n, h, w = regions.shape
+        every = self.layout.regions
+        flat = regions.flatten(1).long() + every * torch.arange(n)[:, None]
+        y = (torch.arange(h) + 0.5).div(h)[:, None].expand(h, w).flatten().repeat(n)
+        x = (torch.arange(w) + 0.5).div(w).expand(h, w).flatten().repeat(n)
+        sums = [
+            torch.bincount(flat.flatten(), weight, n * every).view(n, every)
+            for weight in (None, y.double(), x.double())
+        ]
+        middle = torch.stack(sums[1:], 2) / sums[0][:, :, None]
+        middle = torch.nan_to_num(middle.float(), nan=-10.0)
+        return middle[:, list(self.layout.selectable)]
+
+    def training_state(self) -> dict[str, Any]:
+        """See `Agent.training_state`."""
+        return super().training_state() | {
+            "optimizer": self.optimizer.state_dict(),
+            "memory": [torch.cat(part) for part in zip(*self._memory, strict=True)],
+            "scale": self._scale,
+            "env": None if self._obs is None else self.env.unwrapped.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `Agent.load_training_state`."""
+        super().load_training_state(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scale = state["scale"]
+        if state["env"] is not None:
+            self._obs, self._info = self.env.unwrapped.resume(state["env"])
+        parts = [part.split(self.env.num_envs) for part in state["memory"]]
+        self._memory = list(zip(*parts, strict=True))

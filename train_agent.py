@@ -32,9 +32,8 @@ from recognizer.recognizer import resolve_device
 from recognizer.runs import Progress, prepare_run, write_atomically, write_json
 from recognizer.training import TrainingDivergedError
 from sarface_env.env import SARFaceVectorEnv
-from sarface_env.options import EnvOptions
+from sarface_env.options import EnvOptions, own_scorer
 from sarface_env.recognizer_updates import RecognizerUpdates
-from sarface_env.scorers import MarginScorer
 
 
 @dataclass
@@ -260,7 +259,8 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
     """
     first = load_recognizer(options.env.recognizer, device=str(resolve_device(options.device)))
     # Of its own: what the process caches by name stays as it is.
-    scorer = MarginScorer(first, resolve_device(options.device))
+    base = replace(options.env, device=options.device)
+    scorer, judge = (own_scorer(replace(base, split=split), first) for split in ("train", "val"))
     env, schedule = make_env(options, "train", scorer=scorer), options.alternating
     agent = build_agent(options, env, folder)
     updates = RecognizerUpdates(
@@ -271,9 +271,12 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         schedule.lr,
         schedule.weight_decay,
         options.seed,
+        schedule.head,
+        schedule.margin,
+        [judge],
     )
     updates.folder = folder
-    validation = Validation(make_env(options, "val", JUDGE, scorer), options.val_faces)
+    validation = Validation(make_env(options, "val", JUDGE, judge), options.val_faces)
     training = Alternation(agent, updates, lambda: validation(agent), schedule)
     checkpoint = folder / "checkpoint.pt"
     done, seconds = None, 0.0

@@ -34,6 +34,12 @@ class AlternatingOptions:
     """Its learning rate; constant."""
     weight_decay: float = 5e-4
     """Its weight decay, of matrices and convolutions."""
+    head: Literal["cosface", "arcface", "adaface"] = "cosface"
+    """Margin head for people who are enrolled from photographs: what it starts from are the means
+    of their images."""
+    margin: float = 0.1
+    """Margin of that head. Smaller than in training from scratch, because the recognizer knows
+    these people already, by cosines that may lie close together."""
     patience: int = 0
     """Stop after this many rounds without a better validation score; 0 never does."""
 

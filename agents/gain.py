@@ -97,6 +97,14 @@ class Gain(Agent):
                 callback(self.steps, metrics)
         return self
 
+    @torch.no_grad()
+    def logits(self, obs: Any) -> Tensor:
+        """Keep logits `(N, K)`: the gains of keeping, ten to the spread of rewards.
+
+        Only their sign matters, but where masks are sampled, as in alternating training.
+        """
+        return 10 * super().logits(obs)
+
     def _update(self) -> dict[str, float]:
         obs = torch.as_tensor(self._obs)
         present = self._info.get("action_mask", np.ones((len(obs), self.layout.bits), bool))

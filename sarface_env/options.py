@@ -10,7 +10,7 @@ from recognizer.data.disk_cache import cache_folder
 from recognizer.data.faces import FaceSet
 from recognizer.data.faceworld import load_faceworld
 from recognizer.loader import load_recognizer
-from recognizer.recognizer import resolve_device
+from recognizer.recognizer import Recognizer, resolve_device
 from sarface_env.core import RegionSelection
 from sarface_env.partitions import CELEBA19, Partition, make_partition
 from sarface_env.photographs import KINDS, SPLITS, Photographs, load_photographs, parse_folds
@@ -114,6 +114,19 @@ def load_scorer(recognizer: str, device: str) -> MarginScorer:
 def _enrolled(recognizer: str, device: str, photographs: Photographs) -> EnrolledScorer:
     faces = _photographs(photographs)
     return EnrolledScorer(_recognizer(recognizer, device), faces, device, cache=cache_folder())
+
+
+def own_scorer(options: EnvOptions, recognizer: Recognizer) -> MarginScorer | EnrolledScorer:
+    """A scorer of the options' faces by a recognizer that is not shared by its name.
+
+    On photographs people are enrolled from the split; elsewhere the recognizer has class weights.
+    """
+    device = resolve_device(options.device)
+    if options.dataset == "faceworld":
+        return MarginScorer(recognizer, device)
+    parse = make_partition(options.partition).needs_parsing
+    faces = _photographs(options.photographs(recognizer.spec.size, parse))
+    return EnrolledScorer(recognizer, faces, device, cache=cache_folder())
 
 
 def build_core(options: EnvOptions) -> RegionSelection:

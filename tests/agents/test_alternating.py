@@ -7,17 +7,19 @@ import pytest
 import torch
 
 from agents.alternating import AlternatingOptions, Alternation
+from recognizer.backbones import build_backbone
+from recognizer.recognizer import InputSpec, Recognizer
 from recognizer.training import TrainingDivergedError
 from sarface_env import SARFaceVectorEnv
 from sarface_env.recognizer_updates import RecognizerUpdates
-from sarface_env.scorers import MarginScorer
+from sarface_env.scorers import EnrolledScorer, MarginScorer
 from tests.toys import ToyScorer, tiny_recognizer, toy_faces
 
 
-def make_env(num_envs=4, scorer=None):
+def make_env(num_envs=4, scorer=None, faces=None):
     return SARFaceVectorEnv(
         num_envs,
-        dataset=toy_faces(size=32),
+        dataset=faces or toy_faces(size=32),
         recognizer=scorer or MarginScorer(tiny_recognizer(), "cpu"),
         partition="grid2x3",
         observation="regions+image",
@@ -112,6 +114,36 @@ def test_caches_follow_the_recognizer_and_only_the_envs_own_changes():
     torch.testing.assert_close(other.core.full_score(everything).margin, untouched)
 
 
+def test_people_who_are_enrolled_get_class_weights_for_training_alone():
+    """They start as what people are known by; who judges enrols everybody anew."""
+    recognizer = Recognizer(build_backbone("ir_tiny"), InputSpec(), name="ir_tiny").eval()
+    faces, others = (toy_faces(size=32, seed=seed) for seed in (0, 1))
+    for known in (faces, others):
+        known.labels = torch.arange(12) % 4
+    scorer, follower = (EnrolledScorer(recognizer, f, "cpu") for f in (faces, others))
+    env, before = make_env(scorer=scorer, faces=faces), scorer.gallery.embeddings.clone()
+    updates = RecognizerUpdates(
+        env, 6, 0.0, lr=1e-3, head="adaface", margin=0.2, followers=[follower]
+    )
+    head = updates.trained.head
+    assert (head.kind, head.m) == ("adaface", 0.2)
+    torch.testing.assert_close(head.weight.data, scorer.gallery.weights)
+    losses = [updates.learn(steps, None) for steps in (4, 12)]
+    assert losses[1] < losses[0]
+    assert recognizer.head is None
+    assert not torch.allclose(scorer.gallery.embeddings, before)
+    for own, known in ((scorer, faces), (follower, others)):
+        assert own.version == 3
+        fresh = EnrolledScorer(recognizer, known, "cpu")
+        torch.testing.assert_close(own.gallery.embeddings, fresh.gallery.embeddings)
+    state = updates.state_dict()
+    again = Recognizer(build_backbone("ir_tiny"), InputSpec(), name="ir_tiny").eval()
+    other = make_env(scorer=EnrolledScorer(again, faces, "cpu"), faces=faces)
+    resumed = RecognizerUpdates(other, 6, 0.0, head="adaface")
+    resumed.load_state_dict(state)
+    torch.testing.assert_close(resumed.core.scorer.gallery.embeddings, scorer.gallery.embeddings)
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match=r"with class weights .* here a ToyScorer judges"):
         RecognizerUpdates(make_env(scorer=ToyScorer()))
@@ -123,7 +155,7 @@ def test_bad_input(tmp_path):
         AlternatingOptions(rounds=0)
     updates = RecognizerUpdates(make_env(), 4, mix=0.0)
     updates.folder = tmp_path
-    updates.scorer.recognizer.head.weight.data.fill_(math.nan)
+    updates.trained.head.weight.data.fill_(math.nan)
     with pytest.raises(TrainingDivergedError, match=r"at its step 0; the batch is in .*diverged"):
         updates.learn(3, None)
     assert torch.load(tmp_path / "diverged.pt", weights_only=True)["images"].shape == (4, 3, 32, 32)

@@ -83,6 +83,7 @@ def evaluate(policy: Predicts, env: Any, indices: np.ndarray, name: str = "") ->
     """
     inner = env.unwrapped
     rows: dict[str, list[np.ndarray]] = {}
+    inner.core.forget_masks()  # what one policy asked is not free for the next
     before = inner.core.calls
     for start in range(0, len(indices), env.num_envs):
         batch = indices[start : start + env.num_envs]

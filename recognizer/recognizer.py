@@ -57,8 +57,13 @@ class Recognizer(nn.Module):
         """Where the weights are."""
         return self.mean.device
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor, channels_last: bool = True) -> Tensor:
         """Normalised float input `(N, 3, S, S)` of uint8 BGR images `(N, 3, H, W)`.
+
+        Args:
+            images: of any size; others than S are scaled.
+            channels_last: memory layout; convolutions on their own are faster with it, an engine
+                that lays out memory itself is not.
 
         Raises:
             ValueError: the images are not uint8 or not `(N, 3, H, W)`.
@@ -71,14 +76,15 @@ class Recognizer(nn.Module):
         x = images.to(self.device)
         if self.spec.rgb:
             x = x.flip(1)
-        # Channels-last while still bytes: four times cheaper than moving floats.
-        x = x.contiguous(memory_format=torch.channels_last).to(self.mean.dtype)
+        if channels_last:  # while still bytes: four times cheaper than moving floats
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(self.mean.dtype)
         if x.shape[-1] != self.spec.size or x.shape[-2] != self.spec.size:
             x = F.interpolate(x, (self.spec.size,) * 2, mode="bilinear", antialias=True)
-        if len(set(self.spec.mean)) == len(set(self.spec.std)) == 1:
-            # Numbers instead of tensors, which broadcast slowly over three innermost channels.
-            return x.sub_(self.spec.mean[0]).div_(self.spec.std[0])
-        return x.sub_(self.mean).div_(self.std)
+        # Numbers where they do: tensors broadcast slowly over three innermost channels.
+        mean, std = self.spec.mean, self.spec.std
+        x.sub_(mean[0] if len(set(mean)) == 1 else self.mean)
+        return x.div_(std[0] if len(set(std)) == 1 else self.std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw features `(N, D)` of uint8 BGR images `(N, 3, H, W)`."""

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recognizer.data.faces import FaceSet
 from sarface_env.fills import make_fill
+from sarface_env.mask_scores import MaskScores
 from sarface_env.partitions import Partition
 from sarface_env.rewards import Reward
 from sarface_env.scorers import Score, Scorer
+
+_CHUNK = 32
 
 
 @dataclass
@@ -34,6 +38,7 @@ class RegionSelection:
     """Scores keep/drop masks over the regions of a fixed set of faces.
 
     Region maps are computed once a face, scores of full images once a face and scorer version.
+    Scores of masked images are remembered too, as many as fit into a table.
 
     Args:
         faces: with parsing maps, unless the partition ignores them.
@@ -65,6 +70,7 @@ class RegionSelection:
         # Untouched pages of an empty tensor take no memory, so this grows with the faces seen.
         self._regions = torch.empty((n, h, w), dtype=torch.uint8)
         self._pixels = torch.empty((n, len(partition.names)), dtype=torch.int32)
+        self._present = torch.empty((n, self.bits), dtype=torch.bool)
         self._has_regions = torch.zeros(n, dtype=torch.bool)
         self._full = Score(
             torch.empty(n, dtype=torch.bool),
@@ -73,6 +79,7 @@ class RegionSelection:
         )
         self._full_version = torch.full((n,), -1, dtype=torch.int64)
         self._selectable = torch.tensor(partition.selectable)
+        self._masked, self._masked_version = MaskScores(n, self.bits), scorer.version
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -83,8 +90,10 @@ class RegionSelection:
         return len(self.partition.selectable)
 
     def _ensure_regions(self, indices: Tensor) -> None:
-        new = indices[~self._has_regions[indices]].unique()
-        for part in new.split(1024):
+        there = self._has_regions.index_select(0, indices)
+        if there.all():
+            return
+        for part in indices[~there].unique().split(1024):
             if self.faces.parsing is None:
                 labels = torch.zeros((len(part), *self._regions.shape[1:]), dtype=torch.uint8)
             else:
@@ -92,56 +101,67 @@ class RegionSelection:
             regions = self.partition(labels)
             self._regions[part] = regions
             self._pixels[part] = self.partition.presence(regions).int()
+            self._present[part] = self._pixels[part][:, self._selectable] > 0
             self._has_regions[part] = True
 
-    def regions(self, indices: Tensor) -> Tensor:
-        """Region maps `(N, H, W)` uint8 of faces `(N,)`."""
+    def regions(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        """Region maps `(N, H, W)` uint8 of faces `(N,)`, in `out` if it is given."""
         self._ensure_regions(indices)
-        return self._regions[indices]
+        return torch.index_select(self._regions, 0, indices, out=out)
 
     def region_pixels(self, indices: Tensor) -> Tensor:
         """Pixels of every region, `(N, R)` int32, of faces `(N,)`."""
         self._ensure_regions(indices)
-        return self._pixels[indices]
+        return self._pixels.index_select(0, indices)
 
     def present(self, indices: Tensor) -> Tensor:
         """Which selectable regions a face has, `(N, K)` bool; the others are no-ops."""
-        return self.region_pixels(indices)[:, self._selectable] > 0
+        self._ensure_regions(indices)
+        return self._present.index_select(0, indices)
 
     def full_score(self, indices: Tensor) -> Score:
         """Scores of the full images of faces `(N,)`."""
-        stale = indices[self._full_version[indices] != self.scorer.version].unique()
-        if len(stale):
-            self.calls += len(stale)
-            score = self.scorer.score(self.faces.images[stale], self._targets[stale])
-            self._full.correct[stale] = score.correct.cpu()
-            self._full.margin_correct[stale] = score.margin_correct.cpu()
-            self._full.margin[stale] = score.margin.float().cpu()
-            self._full_version[stale] = self.scorer.version
+        stale = self._full_version.index_select(0, indices) != self.scorer.version
+        if stale.any():
+            faces = indices[stale].unique()
+            self.calls += len(faces)
+            score = self.scorer.score(self.faces.images[faces], self._targets[faces])
+            self._full.correct[faces] = score.correct.cpu()
+            self._full.margin_correct[faces] = score.margin_correct.cpu()
+            self._full.margin[faces] = score.margin.float().cpu()
+            self._full_version[faces] = self.scorer.version
         return self._full[indices]
 
-    def keep_pixels(self, indices: Tensor, masks: Tensor) -> Tensor:
-        """Pixels kept, `(N, H, W)` bool, of faces `(N,)` under masks `(N, K)`."""
-        bits = self.partition.region_bits(masks)
-        regions = self.regions(indices).flatten(1)
-        return bits.gather(1, regions.long()).view(len(indices), *self.faces.images.shape[2:])
-
     def apply(self, indices: Tensor, masks: Tensor) -> Tensor:
-        """Masked images `(N, 3, H, W)` uint8 of faces `(N,)` under masks `(N, K)`."""
-        keep = self.keep_pixels(indices, masks)
-        return self._fill(self.faces.images[indices], keep, self.scorer.mean_colour)
+        """Masked images `(N, 3, H, W)` uint8 of faces `(N,)` under masks `(N, K)`.
+
+        They are on the scorer's device.
+        """
+        self._ensure_regions(indices)
+        device, images, maps = self.scorer.device, self.faces.images, self._regions
+        masked = torch.empty((len(indices), *images.shape[1:]), dtype=torch.uint8, device=device)
+        # Few at a time, which stay in the processor's cache from one operation to the next.
+        parts = (tensor.split(_CHUNK) for tensor in (masked, indices, masks))
+        for out, faces, keep in zip(*parts, strict=True):
+            regions = maps.index_select(0, faces).to(device)
+            pixels = self.partition.keep_pixels(regions, keep.to(device))
+            out[:] = self._fill(
+                images.index_select(0, faces).to(device), pixels, self.scorer.mean_colour
+            )
+        return masked
 
     def kept_fraction(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Fraction of pixels kept, `(N,)` float32, of faces `(N,)` under masks `(N, K)`."""
-        pixels = self.region_pixels(indices)
-        kept = (pixels * self.partition.region_bits(masks)).sum(1)
-        return kept.float() / pixels.sum(1)
+        pixels = self.region_pixels(indices).index_select(1, self._selectable)
+        total = self._regions[0].numel()
+        return (total - (pixels * ~masks.bool()).sum(1)).float() / total
 
     def evaluate(self, indices: Tensor, masks: Tensor) -> Outcome:
         """Scores masks on faces; touches no episode.
 
-        Masks that treat every region present alike are scored once, and a mask that keeps
-        everything present costs nothing once the full image's score is known.
+        Masks that treat every region present alike are scored once, also when they come again
+        later, as far as the table of scores reaches. A mask that keeps everything present costs
+        nothing once the full image's score is known.
 
         Args:
             indices: faces, int64 `(N,)`.
@@ -165,11 +185,9 @@ class RegionSelection:
         masked = Score(full.correct.clone(), full.margin_correct.clone(), full.margin.clone())
         todo = (~bits.all(1)).nonzero().squeeze(1)
         if len(todo):
-            rows = torch.cat([flat[todo, None], bits[todo].long()], 1)
-            unique, where = rows.unique(dim=0, return_inverse=True)
-            score = self._score_masked(unique[:, 0], unique[:, 1:].bool())
+            score = self._masked_score(flat[todo], bits[todo])
             for field in ("correct", "margin_correct", "margin"):
-                getattr(masked, field)[todo] = getattr(score, field)[where]
+                getattr(masked, field)[todo] = getattr(score, field)
         reward = self.reward(full, masked, kept).float()
         outcome = Outcome(reward, full, masked, kept)
         return _reshape(outcome, (len(indices), *group)) if group else outcome
@@ -179,13 +197,19 @@ class RegionSelection:
         bound = getattr(self.reward, "bound", None)
         return torch.full_like(full.margin, torch.inf) if bound is None else bound(full)
 
+    def forget_masks(self) -> None:
+        """Score every mask anew, to count what it costs."""
+        self._masked.clear()
+
     def state_dict(self) -> dict[str, Any]:
-        """Calls so far and the scores of full images that are known.
+        """Calls so far, and the scores of full and of masked images that are known.
 
         Scored again, in other batches, they would differ in the last digit of a float.
         """
+        self._follow_scorer()
         known = (self._full_version == self.scorer.version).nonzero().squeeze(1)
-        return {"calls": self.calls, "faces": known, **vars(self._full[known])}
+        masked = self._masked.state_dict()
+        return {"calls": self.calls, "faces": known, **vars(self._full[known]), "masked": masked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`, with the scorer that it was taken with."""
@@ -194,13 +218,40 @@ class RegionSelection:
             getattr(self._full, field)[faces] = state[field]
         self._full_version[:] = -1
         self._full_version[faces] = self.scorer.version
+        self._masked.load_state_dict(state["masked"])
+        self._masked_version = self.scorer.version
 
-    def _score_masked(self, indices: Tensor, masks: Tensor, chunk: int = 1024) -> Score:
-        self.calls += len(indices)
+    def _follow_scorer(self) -> None:
+        """Forget what an older version of the scorer said of masks."""
+        if self._masked_version != self.scorer.version:
+            self._masked.clear()
+            self._masked_version = self.scorer.version
+
+    def _masked_score(self, faces: Tensor, masks: Tensor) -> Score:
+        """Scores of faces `(N,)` under masks `(N, K)` bool, remembered or new."""
+        self._follow_scorer()
+        keys = self._masked.keys(faces, masks)
+        # By rows only where there is more than one column: sorting numbers is faster.
+        keys, rows, where = np.unique(
+            keys, axis=0 if keys.shape[1] > 1 else None, return_index=True, return_inverse=True
+        )
+        keys, where = keys.reshape(len(rows), -1), where.reshape(-1)
+        known, score = self._masked.find(keys)
+        if not known.all():
+            new = torch.from_numpy(~known)
+            which = torch.from_numpy(rows)[new]
+            scored = self._score_new(faces[which], masks[which])
+            self._masked.add(keys[~known], scored)
+            for field in ("correct", "margin_correct", "margin"):
+                getattr(score, field)[new] = getattr(scored, field)
+        return score[torch.from_numpy(where)]
+
+    def _score_new(self, faces: Tensor, masks: Tensor, chunk: int = 1024) -> Score:
+        self.calls += len(faces)
         parts = []
-        for i, m in zip(indices.split(chunk), masks.split(chunk), strict=True):
+        for i, m in zip(faces.split(chunk), masks.split(chunk), strict=True):
             score = self.scorer.score(self.apply(i, m), self._targets[i])
-            parts.append((score.correct, score.margin_correct, score.margin))
+            parts.append((score.correct, score.margin_correct, score.margin.float()))
         return Score(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 

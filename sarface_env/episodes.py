@@ -10,15 +10,9 @@ from gymnasium.utils import seeding
 from torch import Tensor
 
 from sarface_env.core import RegionSelection
+from sarface_env.hashing import mix
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al., 2014): uint64 to well-mixed uint64, elementwise."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class Episodes:
@@ -65,7 +59,7 @@ class Episodes:
         """
         n = len(self.core)
         if index is None:
-            drawn = _mix(self.keys + self.count * _GOLDEN) % np.uint64(n)
+            drawn = mix(self.keys + self.count * _GOLDEN) % np.uint64(n)
             self.count += np.uint64(1)
             chosen = drawn.astype(np.int64)
         else:
@@ -94,19 +88,24 @@ class Episodes:
     def observe(self) -> np.ndarray:
         """What the agent sees of the faces shown: uint8 `(N, C, h, w)`, freshly allocated."""
         assert self.indices is not None
-        parts = []
-        if "regions" in self.observation:
+        channels = self.observation_space.shape[0]
+        obs = torch.empty((self.num_envs, channels, *self.shape), dtype=torch.uint8)
+        first_colour = channels - 3 if "image" in self.observation else channels
+        images = self.core.faces.images
+        if self.obs_size is None:
+            # Straight to where they are seen, without a copy in between.
+            if first_colour:
+                self.core.regions(self.indices, out=obs[:, 0])
+            if first_colour < channels:
+                torch.index_select(images, 0, self.indices, out=obs[:, first_colour:])
+            return obs.numpy()
+        if first_colour:
             regions = self.core.regions(self.indices)[:, None]
-            if self.obs_size is not None:
-                regions = F.interpolate(regions, self.shape, mode="nearest-exact")
-            parts.append(regions)
-        if "image" in self.observation:
-            images = self.core.faces.images[self.indices]
-            if self.obs_size is not None:
-                scaled = F.interpolate(images.float(), self.shape, mode="area")
-                images = scaled.round().to(torch.uint8)
-            parts.append(images)
-        return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).numpy()
+            obs[:, :1] = F.interpolate(regions, self.shape, mode="nearest-exact")
+        if first_colour < channels:
+            shown = images.index_select(0, self.indices).float()
+            obs[:, first_colour:] = F.interpolate(shown, self.shape, mode="area").round()
+        return obs.numpy()
 
     def decide(self, actions: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Apply masks `(N, K)` to the faces shown: rewards `(N,)` float32 and the info of a step.

@@ -65,6 +65,16 @@ class Partition(ABC):
         bits[:, list(self.selectable)] = masks.bool()
         return bits
 
+    def keep_pixels(self, regions: Tensor, masks: Tensor) -> Tensor:
+        """Pixels kept `(N, H, W)` bool of region maps `(N, H, W)` under keep bits `(N, K)`."""
+        bits = self.region_bits(masks)
+        if bits.shape[1] > 32:
+            return bits.gather(1, regions.flatten(1).long()).view(regions.shape)
+        # A face's bits in one number, shifted by the region of the pixel: no look-up in memory.
+        places = torch.arange(bits.shape[1], device=bits.device)
+        packed = (bits.long() << places).sum(1).int()
+        return (packed[:, None, None] >> regions.int()).bitwise_and_(1).bool()
+
     def bits_by_name(self, names: list[str]) -> list[int]:
         """Action bits of the selectable regions with these names.
 

@@ -41,6 +41,5 @@ class RegionDropout:
         """
         chosen, share, draws = uniform[:, :1], uniform[:, 1:2], uniform[:, 2:]
         masks = (chosen >= self.probability) | (draws >= self.most * share)
-        bits = self.partition.region_bits(masks)
-        keep = bits.gather(1, self.partition(parsing).flatten(1).long()).view_as(parsing)
-        return self._fill(images, keep.bool(), self.mean_colour)
+        keep = self.partition.keep_pixels(self.partition(parsing), masks)
+        return self._fill(images, keep, self.mean_colour)

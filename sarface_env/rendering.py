@@ -32,7 +32,7 @@ def panels(core: RegionSelection, indices: Tensor, masks: Tensor) -> list[list[n
     """
     colours = palette(len(core.partition.names))
     images = core.faces.images[indices]
-    masked = core.apply(indices, masks)
+    masked = core.apply(indices, masks).cpu()
     regions = colours[core.regions(indices).numpy()]
     rgb = [x.flip(1).permute(0, 2, 3, 1).numpy() for x in (images, masked)]
     return [[rgb[0][i], regions[i], rgb[1][i]] for i in range(len(indices))]

@@ -132,6 +132,10 @@ class RegionSelection:
             self._full_version[faces] = self.scorer.version
         return self._full[indices]
 
+    def keep_pixels(self, indices: Tensor, masks: Tensor) -> Tensor:
+        """Pixels kept, `(N, H, W)` bool, of faces `(N,)` under masks `(N, K)`."""
+        return self.partition.keep_pixels(self.regions(indices), masks)
+
     def apply(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Masked images `(N, 3, H, W)` uint8 of faces `(N,)` under masks `(N, K)`.
 

@@ -80,5 +80,5 @@ class MaskScores:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict()`."""
         self.clear()
-        score = Score(*state["flags"].unbind(1), state["margin"])
-        self.add(state["keys"].numpy(), score)
+        correct, margin_correct = state["flags"].unbind(1)
+        self.add(state["keys"].numpy(), Score(correct, margin_correct, state["margin"]))

@@ -24,7 +24,7 @@ class RegionDropout:
         partition: Partition,
         probability: float,
         mean_colour: tuple[float, float, float],
-        most: float = 0.75,
+        most: float = 0.5,
     ):
         self.partition, self.probability = partition, probability
         self.mean_colour, self.most = mean_colour, most

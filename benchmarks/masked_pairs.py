@@ -1,8 +1,6 @@
 """Verification and identification of faces of which a policy shows only a part."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,13 @@ import torch
 from torch import Tensor
 
 from agents.evaluation import bootstrap_interval
-from recognizer.data.disk_cache import cache_folder
 from recognizer.data.faces import FaceSet
 from recognizer.engine import InferenceEngine
 from recognizer.enrolment import embed_cached, enrol
 from recognizer.verification import FARS, Verification, pair_distances, verify
-from sarface_env.core import RegionSelection
-from sarface_env.env import SARFaceVectorEnv
-from sarface_env.episodes import Episodes
 from sarface_env.fills import make_fill
-from sarface_env.options import EnvOptions
 from sarface_env.photographs import Photographs, load_photographs, occluder_kinds, pairs_among
-from sarface_env.scorers import EnrolledScorer
 
-_BATCH = 256
 _CHUNK = 2048  # images embedded between two writes of the cache
 METRICS = ("accuracy", *(f"tar@far={far:g}" for far in FARS), "auc", "eer")
 
@@ -75,7 +66,11 @@ class PairFaces:
 
 
 def load_pair_faces(
-    options: Photographs, report: Sequence[int], others: Sequence[int], seeds: Sequence[int]
+    options: Photographs,
+    report: Sequence[int],
+    others: Sequence[int],
+    seeds: Sequence[int],
+    most: int | None = None,
 ) -> PairFaces:
     """The faces of the pairs of some folds; what cannot be used is listed before work starts.
 
@@ -84,21 +79,30 @@ def load_pair_faces(
         report: folds to report, counted from 1.
         others: folds that only help to choose thresholds.
         seeds: of the occlusion: every pair is judged once for each.
+        most: pairs of each kind and fold; all by default. The faces of others are made too, but
+            not looked at.
     """
     folds = [*report, *others]
     options = replace(options, pairs=tuple(sorted(folds)))
     sets = [load_photographs(replace(options, occlusion_seed=seed)) for seed in seeds]
+    found, unusable = pairs_among(options.path, folds, sets[0].files)
+    pairs, same, fold = found.pairs, found.issame, np.array(folds)[found.fold]
+    if most is not None:
+        order = [np.flatnonzero((fold == f) & (same == s))[:most] for f in folds for s in (1, 0)]
+        chosen = np.concatenate(order)
+        rows, inverse = np.unique(pairs[chosen], return_inverse=True)
+        pairs, same, fold = inverse.reshape(-1, 2), same[chosen], fold[chosen]
+        sets = [_rows(faces, torch.from_numpy(rows)) for faces in sets]
     files = sets[0].files
-    found, unusable = pairs_among(options.path, folds, files)
     shift = len(files) * np.arange(len(sets))
     kinds = [occluder_kinds(files, options.occlusion, seed) for seed in seeds]
     ways = len(sets)
     return PairFaces(
         sets[0] if ways == 1 else _joined(sets),
         ways,
-        (found.pairs + shift[:, None, None]).reshape(-1, 2),
-        np.tile(found.issame, ways),
-        np.tile(np.array(folds)[found.fold], ways),
+        (pairs + shift[:, None, None]).reshape(-1, 2),
+        np.tile(same, ways),
+        np.tile(fold, ways),
         list(report),
         np.concatenate(kinds),
         unusable,
@@ -113,6 +117,34 @@ def _joined(sets: list[FaceSet]) -> FaceSet:
     names = ("images", "labels", "parsing", "occluders", "clean")
     files = [file for faces in sets for file in faces.files]
     return FaceSet(**{n: all_of(n) for n in names}, names=sets[0].names, files=files)
+
+
+def _rows(faces: FaceSet, rows: Tensor) -> FaceSet:
+    """Some faces of a set; people who are on none of them lose their number."""
+    people, labels = faces.labels[rows].unique(return_inverse=True)
+    parts = {name: getattr(faces, name) for name in ("parsing", "occluders", "clean")}
+    return FaceSet(
+        faces.images[rows],
+        labels,
+        **{name: part[rows] for name, part in parts.items() if part is not None},
+        names=[faces.names[person] for person in people],
+        files=[faces.files[row] for row in rows],
+    )
+
+
+def mean_result(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean of results, such as those of training seeds, drawn alike by the bootstrap."""
+    found: list[Verification] = [result["verification"] for result in results]
+    samples = {key: np.mean([v.samples[key] for v in found], 0) for key in found[0].samples}
+    intervals = {key: tuple(np.percentile(values, [2.5, 97.5])) for key, values in samples.items()}
+    verification = replace(
+        found[0],
+        metrics={key: float(np.mean([v.metrics[key] for v in found])) for key in found[0].metrics},
+        intervals=intervals,
+        samples=samples,
+    )
+    right = np.mean([result["right"] for result in results], 0)
+    return {"verification": verification, "right": right}
 
 
 class Judge:
@@ -238,138 +270,9 @@ def dropped(data: PairFaces, keep: Tensor, cells: int = 15) -> dict[str, Any]:
     return out
 
 
-# Policies as the pixels they keep.
-
-
-class OracleScorer(EnrolledScorer):
-    """What oracles look at: the margin of pair faces among the people of the pairs.
-
-    People with a single image are known by it, uncovered; the others by their other images.
-    """
-
-    def __init__(self, judge: Judge):
-        data = judge.data
-        device = judge.engine.recognizer.device
-        super().__init__(judge.engine.recognizer, data.clean, device, cache=judge.cache, least=1)
-        self.targets = self.targets.repeat(data.ways)
-
-
-def region_env(
-    faces: FaceSet, scorer: Any, options: EnvOptions, reward: str = "margin"
-) -> SARFaceVectorEnv:
-    """The environment of a run's options over other faces."""
-    return SARFaceVectorEnv(
-        2,
-        dataset=faces,
-        recognizer=scorer,
-        partition=options.partition,
-        fill=options.fill,
-        observation=options.observation,
-        obs_size=options.obs_size,
-        reward=reward,
-    )
-
-
-def kept_by(env: SARFaceVectorEnv, masks: Callable[[np.ndarray, np.ndarray], Tensor]) -> Tensor:
-    """Pixels kept `(N, H, W)` of all faces by `masks(observations, face numbers)`."""
-    core, keep = env.core, []
-    for rows in np.array_split(np.arange(len(core)), -(-len(core) // _BATCH)):
-        shown = Episodes(core, len(rows), env.options.observation, env.options.obs_size)
-        shown.begin(rows)
-        index = torch.from_numpy(rows)
-        keep.append(core.keep_pixels(index, masks(shown.observe(), rows)))
-    return torch.cat(keep)
-
-
-def covered_regions(core: RegionSelection, rows: np.ndarray) -> Tensor:
-    """Keep bits `(n, K)` that drop the regions more than half of which is covered."""
-    index = torch.from_numpy(rows)
-    if core.faces.occluders is None:
-        return torch.ones((len(rows), core.bits), dtype=torch.bool)
-    regions, covered = core.regions(index).flatten(1), core.faces.occluders[index].flatten(1)
-    share = torch.zeros(len(rows), len(core.partition.names))
-    share.scatter_add_(1, regions.long(), covered.float())
-    share /= core.region_pixels(index).clamp_min(1)
-    return share[:, list(core.partition.selectable)] <= 0.5
-
-
-def greedy_masks(core: RegionSelection, rows: np.ndarray) -> Tensor:
-    """Keep bits `(n, K)` that raise the margin of faces most, as an oracle finds them greedily.
-
-    Regions are dropped in the order of what dropping each alone gains, as far as the margin of the
-    face is highest: about K + K / 2 images a face.
-    """
-    index = torch.from_numpy(rows)
-    alone = ~torch.eye(core.bits, dtype=torch.bool)
-    outcome = core.evaluate(index, alone.expand(len(rows), -1, -1))
-    gain = outcome.masked.margin - outcome.full.margin
-    gain.masked_fill_(~core.present(index), 0)
-    masks = _prefixes(gain)
-    margin = core.evaluate(index, masks).masked.margin
-    best = margin.argmax(1)
-    return masks[torch.arange(len(rows)), best]
-
-
-def _prefixes(gain: Tensor) -> Tensor:
-    """Keep-all, and the masks that drop the 1, 2, ... bits of the highest gain `(n, K)` above 0.
-
-    Returns:
-        `(n, K + 1, K)`; those behind the last gain are keep-all too.
-    """
-    k = gain.shape[1]
-    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    many = torch.arange(k + 1).view(1, -1, 1)
-    useful = many <= (gain > 0).sum(1)[:, None, None]
-    return ~((rank[:, None] < many) & useful & (gain > 0)[:, None])
-
-
-def fixed_mask(core: RegionSelection, calls: int = 60_000, seed: int = 0) -> Tensor:
-    """The one mask `(K,)` that raises the mean margin most, found on about `calls` images.
-
-    The bits are dropped in the order of what dropping each alone gains on average, as far as the
-    mean is highest; then every bit is flipped once more if that helps.
-    """
-    faces = min(len(core), max(1, calls // (3 * core.bits)))
-    index = torch.from_numpy(np.random.default_rng(seed).permutation(len(core))[:faces])
-
-    def worth(masks: Tensor) -> Tensor:
-        parts = index.split(_BATCH)
-        margins = [
-            core.evaluate(part, masks.expand(len(part), -1, -1)).masked.margin for part in parts
-        ]
-        return torch.cat(margins).mean(0)
-
-    keep = torch.ones(core.bits, dtype=torch.bool)
-    full = worth(keep[None])
-    gain = worth(~torch.eye(core.bits, dtype=torch.bool)) - full
-    masks = _prefixes(gain[None])[0]
-    values = worth(masks)
-    best, mask = values.max(), masks[values.argmax()]
-    for bit in range(core.bits):
-        flipped = mask.clone()
-        flipped[bit] ^= True
-        value = worth(flipped[None])[0]
-        if value > best:
-            best, mask = value, flipped
-    return mask
-
-
-def cached_masks(core: RegionSelection, name: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` returns for the faces of a core, kept in `$SARFACE_CACHE`."""
-    digest = hashlib.blake2b(digest_size=16)
-    recognizer = core.scorer.gallery.embeddings  # type: ignore[attr-defined]
-    maps = core.faces.parsing if core.partition.needs_parsing else None
-    digest.update(json.dumps([name, core.partition.name, core.fill_name]).encode())
-    for part in (core.faces.images, maps, recognizer):
-        if part is not None:
-            for rows in part.split(1024):
-                digest.update(rows.contiguous().numpy().data)
-    path = cache_folder() / f"masks-{digest.hexdigest()}.npy"
-    if not path.is_file():
-        masks = make().numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        with partial.open("wb") as file:
-            np.save(file, masks)
-        partial.replace(path)
-    return torch.from_numpy(np.load(path))
+def mean_dropped(entries: list[Any]) -> Any:
+    """Mean of what `dropped` returns, number by number."""
+    first = entries[0]
+    if isinstance(first, dict):
+        return {key: mean_dropped([entry[key] for entry in entries]) for key in first}
+    return np.mean(entries, 0).tolist()

@@ -8,6 +8,7 @@ intervals over people.
 import argparse
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -17,24 +18,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from agents.registry import load_agent
-from benchmarks.common import RESULTS, environment, print_table
-from benchmarks.masked_pairs import (
-    Judge,
+from benchmarks.common import RESULTS, environment
+from benchmarks.mask_policies import (
     OracleScorer,
-    PairFaces,
     cached_masks,
     covered_regions,
-    dropped,
     fixed_mask,
     greedy_masks,
     kept_by,
-    load_pair_faces,
     region_env,
 )
+from benchmarks.masked_pairs import (
+    Judge,
+    PairFaces,
+    dropped,
+    load_pair_faces,
+    mean_dropped,
+    mean_result,
+)
+from benchmarks.policy_report import draw, print_rows
 from recognizer.data.disk_cache import cache_folder
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer, recognizer_names
@@ -132,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--occlusion-seeds", nargs="+", type=int, default=[0], metavar="N")
     add("--folds", default="", help="such as 8-10, or 1-5/6/7; all by default")
     add("--split", default="test", choices=("val", "test"), help="reported of TRAIN/VAL/TEST folds")
+    add("--pairs", type=int, metavar="N", help="use N pairs of each kind and fold, to try it out")
     add("--threshold-folds", default="", metavar="FOLDS", help="also used to choose thresholds")
     add(
         "--partition", help="of policies that are no runs; by default the first run's, or sarface24"
@@ -156,7 +162,7 @@ def run(options: argparse.Namespace) -> Path:
     for name in dict.fromkeys(options.policies):
         start = time.monotonic()
         results.append(bench.judge(name) | {"seconds": time.monotonic() - start})
-    rows = bench.rows(results)
+    rows = bench.rows(results + mean_over_seeds(results))
     payload = {
         "environment": about,
         "data": options.data.name,
@@ -176,6 +182,27 @@ def run(options: argparse.Namespace) -> Path:
     figure = draw(rows, f"{options.data.name}, {options.occlusion}")
     figure.savefig(path.with_suffix(".png"), dpi=150)
     return path
+
+
+def mean_over_seeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One more result for runs NAME-0, NAME-1, ...: the mean of their results."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        match = re.fullmatch(r"(.+)-\d+(/last)?", result["name"])
+        if result.get("run") and match:
+            groups.setdefault(match[1] + (match[2] or ""), []).append(result)
+    return [
+        members[0]
+        | {
+            "name": f"{name}, {len(members)} seeds",
+            "seeds": len(members),
+            "result": mean_result([member["result"] for member in members]),
+            "dropped": mean_dropped([member["dropped"] for member in members]),
+            "seconds": sum(member["seconds"] for member in members),
+        }
+        for name, members in groups.items()
+        if len(members) > 1
+    ]
 
 
 def folds_of(options: argparse.Namespace) -> tuple[list[int], list[int]]:
@@ -364,7 +391,7 @@ class Bench:
         full = self.main.full
         rows = []
         for result in results:
-            judge: Judge = result.pop("judge")
+            judge: Judge = result["judge"]
             own = judge.full
             row = result | judge.summary(result["result"])
             row["full"] = judge.summary(own)["metrics"] | {"rank1": own["right"].mean()}
@@ -381,71 +408,8 @@ class Bench:
                 row["recovered"] = gain / (best - keep) if best > keep else None
             rows.append(row)
         for row in rows:
-            del row["result"]
+            del row["result"], row["judge"]
         return rows
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print one line a policy."""
-
-    def cell(value: float | None, interval: Any = None, sign: bool = False) -> str:
-        if value is None:
-            return ""
-        text = f"{100 * value:{'+' if sign else ''}.1f}"
-        if interval is None:
-            return text
-        low, high = (100 * v for v in interval)
-        return f"{text} [{low:.1f}, {high:.1f}]"
-
-    def change(row: dict[str, Any], other: str, key: str) -> str:
-        found = row["differences"].get(other, {}).get(key)
-        return cell(found["mean"], found["interval_95"], True) if found else ""
-
-    headers = ["policy", "kept", "accuracy", "full", "to keep-all", "to fixed", "recovered"]
-    headers += ["TAR@FAR 1e-3", "rank-1", "full", "to keep-all"]
-    table = []
-    for row in rows:
-        metrics, rank1 = row["metrics"], row["rank1"]
-        table.append(
-            [
-                row["name"],
-                cell(row.get("dropped", {}).get("kept", 1)),
-                cell(metrics["accuracy"], row["intervals_95"].get("accuracy")),
-                cell(row["full"]["accuracy"]),
-                change(row, "keep-all", "accuracy"),
-                change(row, "fixed", "accuracy"),
-                cell(row.get("recovered")),
-                cell(metrics["tar@far=0.001"]),
-                cell(rank1["mean"], rank1["interval_95"]),
-                cell(row["full"]["rank1"]),
-                change(row, "keep-all", "rank1"),
-            ]
-        )
-    print_table(headers, table)
-
-
-def draw(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Accuracy of every policy, and against the pixels it keeps."""
-    figure = Figure(figsize=(10, 0.35 * len(rows) + 2), layout="constrained")
-    bars, scatter = figure.subplots(1, 2, width_ratios=(3, 2))
-    for place, row in enumerate(rows):
-        mean = 100 * row["metrics"]["accuracy"]
-        low, high = (100 * v for v in row["intervals_95"].get("accuracy", [mean / 100] * 2))
-        kept = 100 * row.get("dropped", {}).get("kept", 1)
-        colour = "tab:orange" if row.get("run") else "tab:blue"
-        bars.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour)
-        scatter.plot(kept, mean, "o", color=colour)
-        scatter.annotate(row["name"], (kept, mean), (4, 3), textcoords="offset points", fontsize=7)
-    bars.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    bars.invert_yaxis()
-    bars.set_xlabel("verification accuracy, % (95 % interval over people)")
-    bars.grid(axis="x", alpha=0.3)
-    scatter.set_xlabel("kept pixels, %")
-    scatter.set_ylabel("verification accuracy, %")
-    scatter.margins(x=0.25)
-    scatter.grid(alpha=0.3)
-    figure.suptitle(title)
-    return figure
 
 
 if __name__ == "__main__":

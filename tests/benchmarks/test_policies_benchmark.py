@@ -12,13 +12,8 @@ import torch.nn.functional as F
 
 import train_agent
 from benchmarks import common, policies, verification
-from benchmarks.masked_pairs import (
-    Judge,
-    OracleScorer,
-    fixed_mask,
-    greedy_masks,
-    load_pair_faces,
-)
+from benchmarks.mask_policies import OracleScorer, fixed_mask, greedy_masks
+from benchmarks.masked_pairs import Judge, load_pair_faces
 from recognizer.backbones import build_backbone
 from recognizer.checkpoint import save_recognizer
 from recognizer.data.align import ARCFACE_112
@@ -195,6 +190,41 @@ def test_table_json_figure_and_runs(folder, weights, tmp_path, monkeypatch, caps
     assert rows["learned"]["partition"] == rows["greedy"]["partition"] == "grid2x2"
     assert (tmp_path / "results" / "policies.png").stat().st_size > 10_000
     assert "6 pairs" in capsys.readouterr().out
+
+
+def test_seeds_are_averaged(folder, weights):
+    judge = judge_of(folder, weights)
+    nothing = torch.zeros(len(judge.data.faces), 112, 112).bool()
+    results = [judge.full, judge.masked(nothing, "mean", "")]
+    runs = [
+        {"name": f"a-{i}", "run": True, "seconds": 1, "result": r, "dropped": {"kept": 1 - i}}
+        for i, r in enumerate(results)
+    ]
+    (mean,) = policies.mean_over_seeds([*runs, {**runs[0], "name": "b-0"}])
+    assert (mean["name"], mean["dropped"], mean["seconds"]) == ("a, 2 seeds", {"kept": 0.5}, 2)
+    found = mean["result"]["verification"]
+    one, other = (result["verification"] for result in results)
+    assert found.metrics["accuracy"] == pytest.approx((one.metrics["accuracy"] + 0.5) / 2)
+    both = (one.samples["accuracy"] + other.samples["accuracy"]) / 2
+    expected = np.percentile(both, [2.5, 97.5])
+    assert list(found.intervals["accuracy"]) == pytest.approx(list(expected))
+
+
+def test_a_few_pairs(folder, weights):
+    few = load_pair_faces(Photographs(str(folder), size=112, occlusion="patch"), [2], [3], [0], 1)
+    assert few.fold.tolist() == [2, 2, 3, 3]
+    assert few.same.tolist() == [True, False] * 2
+    names = [[few.faces.files[i][4:12] for i in pair] for pair in few.pairs]
+    assert names == [
+        ["p10_0001", "p10_0002"],
+        ["p10_0001", "p11_0001"],
+        ["p20_0001", "p20_0002"],
+        ["p20_0001", "p21_0001"],
+    ]
+    assert len(few.faces) == 6
+    assert [few.faces.names[label] for label in few.faces.labels] == [
+        file[:3] for file in few.faces.files
+    ]
 
 
 def test_clean_faces_give_the_protocols_numbers(folder, weights, tmp_path, monkeypatch):

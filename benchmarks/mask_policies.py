@@ -1,0 +1,155 @@
+"""Policies of `python -m benchmarks.policies` as the pixels they keep: constants and oracles."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.masked_pairs import Judge
+from recognizer.data.disk_cache import cache_folder
+from recognizer.data.faces import FaceSet
+from sarface_env.core import RegionSelection
+from sarface_env.env import SARFaceVectorEnv
+from sarface_env.episodes import Episodes
+from sarface_env.options import EnvOptions
+from sarface_env.scorers import EnrolledScorer
+
+_BATCH = 256
+
+
+class OracleScorer(EnrolledScorer):
+    """What oracles look at: the margin of pair faces among the people of the pairs.
+
+    People with a single image are known by it, uncovered; the others by their other images.
+    """
+
+    def __init__(self, judge: Judge):
+        data = judge.data
+        device = judge.engine.recognizer.device
+        super().__init__(judge.engine.recognizer, data.clean, device, cache=judge.cache, least=1)
+        self.targets = self.targets.repeat(data.ways)
+
+
+def region_env(
+    faces: FaceSet, scorer: Any, options: EnvOptions, reward: str = "margin"
+) -> SARFaceVectorEnv:
+    """The environment of a run's options over other faces."""
+    return SARFaceVectorEnv(
+        2,
+        dataset=faces,
+        recognizer=scorer,
+        partition=options.partition,
+        fill=options.fill,
+        observation=options.observation,
+        obs_size=options.obs_size,
+        reward=reward,
+    )
+
+
+def kept_by(env: SARFaceVectorEnv, masks: Callable[[np.ndarray, np.ndarray], Tensor]) -> Tensor:
+    """Pixels kept `(N, H, W)` of all faces by `masks(observations, face numbers)`."""
+    core, keep = env.core, []
+    for rows in np.array_split(np.arange(len(core)), -(-len(core) // _BATCH)):
+        shown = Episodes(core, len(rows), env.options.observation, env.options.obs_size)
+        shown.begin(rows)
+        index = torch.from_numpy(rows)
+        keep.append(core.keep_pixels(index, masks(shown.observe(), rows)))
+    return torch.cat(keep)
+
+
+def covered_regions(core: RegionSelection, rows: np.ndarray) -> Tensor:
+    """Keep bits `(n, K)` that drop the regions more than half of which is covered."""
+    index = torch.from_numpy(rows)
+    if core.faces.occluders is None:
+        return torch.ones((len(rows), core.bits), dtype=torch.bool)
+    regions, covered = core.regions(index).flatten(1), core.faces.occluders[index].flatten(1)
+    share = torch.zeros(len(rows), len(core.partition.names))
+    share.scatter_add_(1, regions.long(), covered.float())
+    share /= core.region_pixels(index).clamp_min(1)
+    return share[:, list(core.partition.selectable)] <= 0.5
+
+
+def greedy_masks(core: RegionSelection, rows: np.ndarray) -> Tensor:
+    """Keep bits `(n, K)` that raise the margin of faces most, as an oracle finds them greedily.
+
+    Regions are dropped in the order of what dropping each alone gains, as far as the margin of the
+    face is highest: about K + K / 2 images a face.
+    """
+    index = torch.from_numpy(rows)
+    alone = ~torch.eye(core.bits, dtype=torch.bool)
+    outcome = core.evaluate(index, alone.expand(len(rows), -1, -1))
+    gain = outcome.masked.margin - outcome.full.margin
+    gain.masked_fill_(~core.present(index), 0)
+    masks = _prefixes(gain)
+    margin = core.evaluate(index, masks).masked.margin
+    best = margin.argmax(1)
+    return masks[torch.arange(len(rows)), best]
+
+
+def _prefixes(gain: Tensor) -> Tensor:
+    """Keep-all, and the masks that drop the 1, 2, ... bits of the highest gain `(n, K)` above 0.
+
+    Returns:
+        `(n, K + 1, K)`; those behind the last gain are keep-all too.
+    """
+    k = gain.shape[1]
+    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    many = torch.arange(k + 1).view(1, -1, 1)
+    useful = many <= (gain > 0).sum(1)[:, None, None]
+    return ~((rank[:, None] < many) & useful & (gain > 0)[:, None])
+
+
+def fixed_mask(core: RegionSelection, calls: int = 60_000, seed: int = 0) -> Tensor:
+    """The one mask `(K,)` that raises the mean margin most, found on about `calls` images.
+
+    The bits are dropped in the order of what dropping each alone gains on average, as far as the
+    mean is highest; then every bit is flipped once more if that helps.
+    """
+    faces = min(len(core), max(1, calls // (3 * core.bits)))
+    index = torch.from_numpy(np.random.default_rng(seed).permutation(len(core))[:faces])
+
+    def worth(masks: Tensor) -> Tensor:
+        parts = index.split(_BATCH)
+        margins = [
+            core.evaluate(part, masks.expand(len(part), -1, -1)).masked.margin for part in parts
+        ]
+        return torch.cat(margins).mean(0)
+
+    keep = torch.ones(core.bits, dtype=torch.bool)
+    full = worth(keep[None])
+    gain = worth(~torch.eye(core.bits, dtype=torch.bool)) - full
+    masks = _prefixes(gain[None])[0]
+    values = worth(masks)
+    best, mask = values.max(), masks[values.argmax()]
+    for bit in range(core.bits):
+        flipped = mask.clone()
+        flipped[bit] ^= True
+        value = worth(flipped[None])[0]
+        if value > best:
+            best, mask = value, flipped
+    return mask
+
+
+def cached_masks(core: RegionSelection, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` returns for the faces of a core, kept in `$SARFACE_CACHE`."""
+    digest = hashlib.blake2b(digest_size=16)
+    recognizer = core.scorer.gallery.embeddings  # type: ignore[attr-defined]
+    maps = core.faces.parsing if core.partition.needs_parsing else None
+    digest.update(json.dumps([name, core.partition.name, core.fill_name]).encode())
+    for part in (core.faces.images, maps, recognizer):
+        if part is not None:
+            for rows in part.split(1024):
+                digest.update(rows.contiguous().numpy().data)
+    path = cache_folder() / f"masks-{digest.hexdigest()}.npy"
+    if not path.is_file():
+        masks = make().numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        with partial.open("wb") as file:
+            np.save(file, masks)
+        partial.replace(path)
+    return torch.from_numpy(np.load(path))

@@ -398,6 +398,7 @@ class Bench:
             against = {"keep-all": full, "full": own}
             if "fixed" in by_name:
                 against["fixed"] = by_name["fixed"]["result"]
+            row["full"]["to_keep-all"] = judge.difference(own, full)["accuracy"]
             row["differences"] = {
                 other: judge.difference(result["result"], value) for other, value in against.items()
             }

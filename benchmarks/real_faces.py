@@ -1,0 +1,209 @@
+"""Does choosing regions help a real recognizer on photographs? Everything behind the results page.
+
+Trains agents on photographs of some people, judges them on others beside baselines and oracles
+(`benchmarks.policies`), compares partitions and fills, and trains recognizer and agent in turn with
+two controls. Each step is one command and leaves one file; what is there is not made again, so that
+a stopped run goes on where it was. `real_faces.md` is then written from the files alone.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import policies
+from benchmarks.common import RESULTS
+from benchmarks.real_faces_page import write_page
+from recognizer.cli import parse_options
+from recognizer.runs import prepare_run, write_json
+from train_agent import SHORT, TrainOptions, check_config, train, train_in_turn
+
+_log = logging.getLogger(__name__)
+TRAINED = ("mixed", "mask", "patch", "sunglasses")
+JUDGED = (*TRAINED, "object", "scarf", "clean")
+PARTITIONS = ("sarface24", "celeba19", "grid5x5", "grid7x7", "grid10x10", "celeba19xgrid4x3")
+FILLS = ("mean", "zero", "blur", "inpaint")
+BASELINES = ("clean", "keep-all", "random", "fixed", "face-only")
+ORACLES = ("oracle-occluder", "oracle-regions", "greedy")
+# Alternating training and its controls: the same steps of the recognizer on other faces.
+ALTERNATING = {
+    "alternating": [],
+    "random-masks": ["--agent", "reinforce", "--alternating.policy_steps", "0"],
+    "unmasked": ["--alternating.policy_steps", "0", "--alternating.mix", "0"],
+}
+
+
+@dataclass
+class Options:
+    """Make everything that the results page on real faces needs, and write the page."""
+
+    data: Path = Path("../shared/data/lfw_dev")
+    """Folder in LFW's form."""
+    recognizer: str = "resnet29"
+    """The recognizer."""
+    parser: str = "light"
+    """The face parser."""
+    folds: str = "1-5/6/7"
+    """Folds of the people for training, choosing and reporting."""
+    runs: Path = Path("runs/real_faces")
+    """Where the trained agents are."""
+    results: Path = RESULTS / "real_faces"
+    """Where the JSON files are; the page lies beside this folder."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Training seeds."""
+    trained: list[str] = field(default_factory=lambda: list(TRAINED))
+    """Occlusions that agents are trained on."""
+    judged: list[str] = field(default_factory=lambda: list(JUDGED))
+    """Occlusions that policies are judged on."""
+    partitions: list[str] = field(default_factory=lambda: list(PARTITIONS))
+    """Partitions compared by what oracles do with them."""
+    fills: list[str] = field(default_factory=lambda: list(FILLS))
+    """Fills compared."""
+    alternate: bool = True
+    """Train recognizer and agent in turn, and the controls."""
+    train: list[str] = field(
+        default_factory=lambda: [
+            *("--agent", "gain", "--partition", "grid7x7", "--reward", "margin"),
+            *("--obs_size", "75", "--steps", "12288", "--validate_every", "3072"),
+        ]
+    )
+    """Options of `train_agent.py` for every agent."""
+    turns: list[str] = field(
+        default_factory=lambda: [
+            *("--alternating.rounds", "4", "--alternating.policy_steps", "2048"),
+            *("--alternating.recognizer_steps", "60", "--alternating.lr", "1e-4"),
+        ]
+    )
+    """Further options of alternating training."""
+    fixed_calls: int = 60_000
+    """Images scored to find the best fixed mask."""
+    occlusion_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Every reported pair is occluded in so many ways."""
+    samples: int = 1000
+    """Samples of the bootstrap."""
+    pairs: int | None = None
+    """Use so many pairs of each kind and fold."""
+    reduced: bool = False
+    """Try everything on little: one seed, two occlusions, few pairs, short trainings."""
+    page_only: bool = False
+    """Write the page from the files that are there."""
+
+    def __post_init__(self) -> None:
+        if self.reduced:
+            self.seeds, self.trained, self.judged = self.seeds[:1], ["mixed"], ["mixed", "clean"]
+            self.partitions, self.fills = self.partitions[:1], self.fills[:1]
+            self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
+            self.train = [*self.train, "--steps", "512", "--validate_every", "512"]
+            self.turns = ["--alternating.rounds", "1", "--alternating.policy_steps", "64"]
+            self.turns += ["--alternating.recognizer_steps", "2", "--val_faces", "20"]
+            self.fixed_calls = min(self.fixed_calls, 600)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `python -m benchmarks.real_faces`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse_options(Options, argv)
+    if not options.page_only:
+        try:
+            make_all(options)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from None
+    print(f"\nwrote {write_page(options.results)}")
+
+
+def make_all(options: Options) -> None:
+    """Every step that is not done yet, the most telling ones first."""
+    runs = {
+        f"{kind}-{seed}": training_options(options, kind, seed)
+        for seed in options.seeds
+        for kind in options.trained
+    }
+    for name, run in runs.items():
+        make_run(options, name, run)
+    general = [str(options.runs / f"mixed-{seed}") for seed in options.seeds]
+    for kind in options.judged:
+        special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
+        agents = [*(special if kind in options.trained[1:] else []), *general]
+        judge(options, kind, kind, [*BASELINES, *ORACLES[:2], *agents])
+    # Choices, so on the people for choosing.
+    for partition in options.partitions:
+        names = ["keep-all", "oracle-occluder", "oracle-regions", "greedy"]
+        chosen = ["--split", "val", "--partition", partition]
+        judge(options, f"partition-{partition}", "mixed", names, chosen, [0])
+    for fill in options.fills:
+        chosen = ["--split", "val", "--fill", fill, "--partition", "grid7x7"]
+        judge(options, f"fill-{fill}", "mixed", ["keep-all", *ORACLES[:2]], chosen, [0])
+    if options.alternate:
+        together = []
+        for seed in options.seeds:
+            for name, extra in ALTERNATING.items():
+                run = training_options(options, "mixed", seed, [*options.turns, *extra])
+                make_run(options, f"{name}-{seed}", replace(run, alternate=True))
+                together.append(str(options.runs / f"{name}-{seed}"))
+        for kind in ("mixed", "clean"):
+            judge(options, f"alternating-{kind}", kind, ["clean", "keep-all", *together])
+
+
+def training_options(
+    options: Options, kind: str, seed: int, further: list[str] | None = None
+) -> TrainOptions:
+    """Options of one run of `train_agent.py`."""
+    argv = [*training_command(options, kind, seed), *(further or [])]
+    return parse_options(TrainOptions, argv, SHORT)
+
+
+def training_command(options: Options, kind: str, seed: int) -> list[str]:
+    """Arguments of `train_agent.py` for one agent."""
+    where = ["--data", str(options.data), "--folds", options.folds]
+    where += ["--recognizer", options.recognizer, "--parser", options.parser]
+    where += ["--occlusion", kind, "--seed", str(seed)]
+    return [*where, *options.train]
+
+
+def make_run(options: Options, name: str, run: TrainOptions) -> None:
+    """Train, or go on training, one agent, unless that is done."""
+    folder = options.runs / name
+    run = replace(run, run=str(folder), resume=True)
+    if (folder / "last" / "agent.safetensors").is_file():
+        return
+    _log.info("training %s", folder)
+    prepare_run(folder, resume=True)
+    check_config(run, folder)
+    if run.alternate:
+        train_in_turn(run, folder)
+    else:
+        train(run, folder)
+
+
+def judge(
+    options: Options,
+    name: str,
+    kind: str,
+    names: list[str],
+    further: list[str] | None = None,
+    seeds: list[int] | None = None,
+) -> None:
+    """Judge policies on one kind of occlusion, unless the very same has been done."""
+    argv = ["--data", str(options.data), "--recognizer", options.recognizer]
+    argv += ["--parser", options.parser, "--folds", options.folds, "--occlusion", kind]
+    ways = [0] if kind == "clean" else (seeds or options.occlusion_seeds)
+    argv += ["--occlusion-seeds", *map(str, ways), "--fixed-calls", str(options.fixed_calls)]
+    argv += ["--samples", str(options.samples)]
+    argv += [] if options.pairs is None else ["--pairs", str(options.pairs)]
+    argv += ["--policies", *names, *(further or [])]
+    argv += ["--name", name, "--output", str(options.results)]
+    path = options.results / f"{name}.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if done.get("arguments") == argv:
+        return
+    _log.info("judging %s", name)
+    start = time.monotonic()
+    policies.run(policies.make_parser().parse_args(argv))
+    found = json.loads(path.read_text())
+    write_json(path, found | {"arguments": argv, "seconds": time.monotonic() - start})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The results page on real faces, from nothing but the files of `benchmarks.real_faces`."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+INTRODUCTION = """\
+# Real faces: does choosing regions help a real recognizer?
+
+SARFace's claim, as its authors never tested it: the *masked* image is what is embedded, the
+people are none that the policy was trained or chosen on, and every difference has an interval over
+people.
+
+**How.** Photographs of Labeled Faces in the Wild, aligned by five points, occluded, then parsed
+(the parser sees what a camera would). Both faces of a pair are occluded. A policy is shown the
+image and its regions and drops some; what it drops is filled with the recognizer's mean colour,
+and the frozen recognizer embeds what is left. *Accuracy* is that of LFW's protocol, the threshold
+chosen on a fold that is not reported; *rank-1* is identification among the people of the pairs,
+known by the mean of their other, uncovered images. `keep-all` is the recognizer as it is; `fixed`
+the best single mask, found on the training people with as many recognizer calls as a training;
+`oracle-occluder` drops exactly what is covered, `oracle-regions` the regions that are covered by
+half; `clean` are the same faces uncovered. *Recovered* is the gain over keep-all as a share of
+what `oracle-occluder` gains. Rows of several seeds are means over training seeds. Intervals are
+95 %, from 1,000 bootstrap samples of people, and paired for differences.
+"""
+KINDS = {
+    "mixed": "Any occluder or none, one policy for everything",
+    "mask": "Surgical masks",
+    "patch": "Patches of other photographs",
+    "sunglasses": "Sunglasses",
+    "object": "Objects and arms",
+    "scarf": "Scarves",
+    "clean": "Nothing covers the faces",
+}
+
+
+def write_page(folder: Path) -> Path:
+    """Write `FOLDER.md` and its figures from the JSON files of the folder; returns its path."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    page, name = folder.with_suffix(".md"), folder.name
+    figures = {"accuracy": _accuracy(found), "dropped": _maps(found)}
+    pictures = {}
+    for key, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder / f"{key}.png", dpi=120)
+            pictures[key] = f"![{key}]({name}/{key}.png)"
+    parts = [INTRODUCTION, *_targets(found), pictures.get("accuracy", "")]
+    for kind, title in KINDS.items():
+        if kind in found:
+            parts += [f"## {title}\n", _policies(found[kind]), _origin(found[kind])]
+    if "mixed" in found:
+        parts += _dropped(found["mixed"], pictures.get("dropped", ""))
+    parts += _compared(found, "partition", "Partitions, by what oracles do with them")
+    parts += _compared(found, "fill", "Fills")
+    parts += _alternating(found)
+    parts.append(_cost(found))
+    page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts if part))
+    return page
+
+
+def _row(found: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The row of a policy; of runs NAME-0, NAME-1, ... their mean, or the only one."""
+    rows = {row["name"]: row for row in found.get("policies", [])}
+    means = [
+        row for key, row in rows.items() if re.fullmatch(rf"{re.escape(name)}, \d+ seeds", key)
+    ]
+    single = [row for key, row in rows.items() if re.fullmatch(rf"{re.escape(name)}-\d+", key)]
+    return next(iter([*means, *single, *([rows[name]] if name in rows else [])]), None)
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    return "" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
+
+
+def _with_interval(entry: dict[str, Any] | None, sign: bool = False) -> str:
+    if entry is None:
+        return ""
+    low, high = entry["interval_95"]
+    return f"{_number(entry['mean'], sign)} [{_number(low)}, {_number(high)}]"
+
+
+def _change(row: dict[str, Any], other: str, key: str = "accuracy") -> str:
+    return _with_interval(row["differences"].get(other, {}).get(key), sign=True)
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _policies(found: dict[str, Any]) -> str:
+    rows = []
+    for row in found["policies"]:
+        accuracy = {
+            "mean": row["metrics"]["accuracy"],
+            "interval_95": row["intervals_95"]["accuracy"],
+        }
+        rows.append(
+            [
+                row["name"],
+                _number(row.get("dropped", {}).get("kept", 1)),
+                _with_interval(accuracy),
+                _change(row, "keep-all"),
+                _change(row, "fixed"),
+                _number(row.get("recovered")),
+                _number(row["metrics"]["tar@far=0.001"]),
+                _with_interval(row["rank1"]),
+                _change(row, "keep-all", "rank1"),
+            ]
+        )
+    headers = ["policy", "kept %", "accuracy %", "to keep-all", "to fixed", "recovered %"]
+    return _table([*headers, "TAR @ FAR 0.1 %", "rank-1 %", "to keep-all"], rows)
+
+
+def _origin(found: dict[str, Any]) -> str:
+    command = shlex.join(["python", "-m", "benchmarks.policies", *found["arguments"]])
+    ways = len(found["options"]["occlusion_seeds"])
+    return (
+        f"{found['pairs']} pairs ({ways} occlusions of each), {found['probes']} probes for rank-1; "
+        f"made in {found['seconds']:.0f} s at commit {found['environment']['commit']} by\n\n"
+        f"```bash\n{command}\n```"
+    )
+
+
+def _targets(found: dict[str, Any]) -> Iterator[str]:
+    """What was asked for, and whether the numbers show it."""
+    lines = []
+
+    def recovered(kind: str, name: str) -> float | None:
+        row = _row(found.get(kind, {}), name)
+        return None if row is None else row.get("recovered")
+
+    def gain(kind: str, name: str, other: str = "keep-all") -> dict[str, Any] | None:
+        row = _row(found.get(kind, {}), name)
+        return None if row is None else row["differences"].get(other, {}).get("accuracy")
+
+    def say(text: str, met: bool | None, seen: str) -> None:
+        verdict = {True: "met", False: "**missed**", None: "not measured"}[met]
+        lines.append([text, verdict, seen])
+
+    share = recovered("mask", "mask")
+    met = None if share is None else share >= 0.8
+    say("masks: at least 80 % recovered", met, f"{_number(share)} %")
+    share, found_gain = recovered("patch", "patch"), gain("patch", "patch")
+    met = None
+    if share is not None and found_gain is not None:
+        met = share >= 0.5 and found_gain["interval_95"][0] > 0
+    seen = f"{_number(share)} %, {_with_interval(found_gain, True)}"
+    say("patches: at least 50 % recovered, the interval above zero", met, seen)
+    for kind, name in (("sunglasses", "sunglasses"), ("sunglasses", "mixed"), ("clean", "mixed")):
+        cost = gain(kind, name)
+        met = None if cost is None else cost["mean"] >= -0.002
+        text = f"{kind}, policy trained on {name}: costs at most 0.2"
+        say(text, met, _with_interval(cost, True))
+    for other in ("keep-all", "fixed"):
+        more = gain("mixed", "mixed", other)
+        met = None if more is None else more["interval_95"][0] > 0
+        say(f"mixture: above {other}, the interval above zero", met, _with_interval(more, True))
+    together = found.get("alternating-mixed", {})
+    rows = [_row(together, name) for name in ("alternating", "clean", "keep-all")]
+    values = [row["metrics"]["accuracy"] for row in rows if row is not None]
+    text = "alternating: at least 50 % of what the mixture costs recovered"
+    if len(values) < 3 or values[1] <= values[2]:
+        say(text, None, "")
+    else:
+        share = (values[0] - values[2]) / (values[1] - values[2])
+        say(text, share >= 0.5, f"{_number(share)} %")
+    yield "## What was asked, and what was found\n"
+    yield _table(["asked", "", "found, in percent or points"], lines)
+
+
+def _dropped(found: dict[str, Any], picture: str) -> Iterator[str]:
+    row = _row(found, "mixed")
+    if row is None:
+        return
+    yield "## What is dropped when\n"
+    yield (
+        "The policy trained on the mixture, on people it has not seen: how many faces lose "
+        "anything, and how much of the occluder and of the rest of the picture is dropped. Rank-1 "
+        "by occluder, keep-all and policy.\n"
+    )
+    keep, lines = _row(found, "keep-all"), []
+    for kind, entry in row["dropped"]["kinds"].items():
+        before = keep and keep["rank1"]["by_occluder"].get(kind)
+        after = row["rank1"]["by_occluder"].get(kind)
+        parts = [entry["faces"], entry.get("occluder"), entry.get("rest"), before, after]
+        lines.append([kind, *map(_number, parts)])
+    headers = ["occluder", "faces %", "of the occluder %", "of the rest %"]
+    yield _table([*headers, "rank-1 keep-all %", "rank-1 policy %"], lines)
+    yield picture
+
+
+def _compared(found: dict[str, Any], what: str, title: str) -> Iterator[str]:
+    chosen = {k: v for k, v in found.items() if k.startswith(f"{what}-")}
+    if not chosen:
+        return
+    yield f"## {title}\n"
+    yield "On the mixture, people for choosing: accuracy, and in brackets kept pixels, percent.\n"
+    names = list(dict.fromkeys(r["name"] for v in chosen.values() for r in v["policies"]))
+    lines = []
+    for key, value in chosen.items():
+        cells = [key.removeprefix(f"{what}-")]
+        for name in names:
+            row = _row(value, name)
+            kept = "" if row is None else f" ({_number(row['dropped']['kept'])})"
+            cells.append("" if row is None else f"{_number(row['metrics']['accuracy'])}{kept}")
+        lines.append(cells)
+    yield _table([what, *names], lines)
+    yield _origin(next(iter(chosen.values())))
+
+
+def _alternating(found: dict[str, Any]) -> Iterator[str]:
+    if "alternating-mixed" not in found:
+        return
+    yield "## Recognizer and agent trained in turn\n"
+    yield (
+        "The recognizer is fine-tuned on faces masked by the agent (`alternating`) and, for as "
+        "many steps, on randomly masked (`random-masks`) and on unmasked faces (`unmasked`). "
+        "*Masked* is the accuracy of what the agent leaves, *full* that of the full image, by the "
+        "fine-tuned recognizer; differences are to the frozen one with everything kept.\n"
+    )
+    for kind in ("mixed", "clean"):
+        lines = []
+        for row in found.get(f"alternating-{kind}", {}).get("policies", []):
+            full = row["full"]
+            cells = [row["name"], _number(row["metrics"]["accuracy"]), _change(row, "keep-all")]
+            cells += [_number(full["accuracy"]), _with_interval(full.get("to_keep-all"), True)]
+            lines.append(cells)
+        yield f"Occlusion: {kind}\n"
+        yield _table(["recognizer", "masked", "to keep-all", "full", "to keep-all"], lines)
+    yield _origin(found["alternating-mixed"])
+
+
+def _cost(found: dict[str, Any]) -> str:
+    seconds = sum(value.get("seconds", 0) for value in found.values())
+    machine = next(iter(found.values()))["environment"]["machine"] if found else {}
+    return (
+        "## Time\n\n"
+        f"Judging took {seconds / 60:.0f} minutes in all ({machine.get('processor', '')}, "
+        f"{machine.get('cores', '')} cores); trainings say their own in metrics.jsonl of their run "
+        "folders. Everything is made, or gone on with, by\n\n"
+        "```bash\npython -m benchmarks.real_faces --data FOLDER\n```"
+    )
+
+
+def _accuracy(found: dict[str, Any]) -> Figure | None:
+    """Accuracy of every policy by kind of occlusion, beside kept pixels."""
+    kinds = [kind for kind in KINDS if kind in found]
+    if not kinds:
+        return None
+    rows = max(len(found[kind]["policies"]) for kind in kinds)
+    figure = Figure(figsize=(10, len(kinds) * (0.22 * rows + 0.8)), layout="constrained")
+    axes = figure.subplots(len(kinds), 2, squeeze=False, width_ratios=(3, 2))
+    for (bars, scatter), kind in zip(axes, kinds, strict=True):
+        for place, row in enumerate(found[kind]["policies"]):
+            mean = 100 * row["metrics"]["accuracy"]
+            low, high = (100 * v for v in row["intervals_95"]["accuracy"])
+            colour = "tab:orange" if row.get("run") else "tab:blue"
+            error = [[mean - low], [high - mean]]
+            bars.errorbar(mean, place, xerr=error, fmt="o", ms=4, color=colour)
+            scatter.plot(100 * row.get("dropped", {}).get("kept", 1), mean, "o", ms=4, color=colour)
+        names = [row["name"] for row in found[kind]["policies"]]
+        bars.set_yticks(range(len(names)), names, fontsize=7)
+        bars.invert_yaxis()
+        bars.set_title(kind, fontsize=9, loc="left")
+        bars.grid(axis="x", alpha=0.3)
+        scatter.grid(alpha=0.3)
+        scatter.set_ylabel("accuracy, %", fontsize=8)
+    axes[-1][0].set_xlabel("verification accuracy, % (95 % interval over people)")
+    axes[-1][1].set_xlabel("kept pixels, % (orange: trained agents)")
+    return figure
+
+
+def _maps(found: dict[str, Any]) -> Figure | None:
+    """How often each place of an aligned face is dropped, by what covers it."""
+    row = _row(found.get("mixed", {}), "mixed")
+    if row is None:
+        return None
+    kinds = row["dropped"]["kinds"]
+    figure = Figure(figsize=(1.7 * len(kinds) + 1, 2.2), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axis, (kind, entry) in zip(axes, kinds.items(), strict=True):
+        image = axis.imshow(np.array(entry["map"]), vmin=0, vmax=100, cmap="viridis")
+        axis.set_title(kind, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.colorbar(image, ax=axes, label="faces that lose it, %", shrink=0.8)
+    return figure

@@ -1,0 +1,51 @@
+"""`python -m benchmarks.real_faces`: every step runs, none twice, and the page tells of it."""
+
+import json
+
+import pytest
+
+from benchmarks import policies, real_faces
+from benchmarks.real_faces_page import write_page
+from tests.benchmarks.test_policies_benchmark import cache, folder, weights  # noqa: F401
+
+
+def test_everything_runs_once_and_the_page_is_made_of_the_files(
+    folder,  # noqa: F811
+    weights,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    options = real_faces.Options(
+        data=folder,
+        recognizer=weights,
+        folds="1/2/3",
+        runs=tmp_path / "runs",
+        results=tmp_path / "page",
+        reduced=True,
+    )
+    options.train += ["--partition", "grid2x2", "--obs_size", "16", "--num_envs", "4"]
+    options.train += ["--steps", "8", "--validate_every", "8"]
+    options.turns += ["--alternating.batch_size", "4", "--alternating.policy_steps", "4"]
+    options.fixed_calls, options.samples = 30, 20
+    real_faces.make_all(options)
+    page = write_page(options.results).read_text()
+    found = json.loads((options.results / "mixed.json").read_text())
+    row = next(row for row in found["policies"] if row["name"] == "mixed-0")
+    assert f"| mixed-0 | {100 * row['dropped']['kept']:.1f} | " in page
+    for text in ("mixture: above fixed", "not measured", "![dropped](page/dropped.png)"):
+        assert text in page
+    for name in ("alternating-0", "random-masks-0", "unmasked-0", "sarface24", "mean"):
+        assert f"| {name} |" in page
+    assert "--policies clean keep-all random fixed face-only" in page
+    assert (options.results / "accuracy.png").stat().st_size > 10_000
+
+    def never(*_):
+        raise AssertionError("made twice")
+
+    for module, name in ((real_faces, "train"), (real_faces, "train_in_turn"), (policies, "run")):
+        monkeypatch.setattr(module, name, never)
+    real_faces.make_all(options)
+    # Other options: judged again.
+    options.fixed_calls = 31
+    with pytest.raises(AssertionError, match="made twice"):
+        real_faces.make_all(options)

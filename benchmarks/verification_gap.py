@@ -50,7 +50,7 @@ class Reading:
     black: float
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.verification_gap",
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="with pairs.txt, landmarks.csv")
     parser.add_argument("--bin", type=Path, required=True, help="some of its folds as a .bin file")
     parser.add_argument("--folds", nargs="+", type=int, default=[1, 2], help="which ones")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         readings, same, names = _read(options)
     except (ValueError, OSError) as error:

@@ -1,6 +1,7 @@
 """`python -m benchmarks.verification` from files to table, JSON and figure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, verification
+from benchmarks import common, verification, verification_gap
 from recognizer.backbones import build_backbone
 from recognizer.checkpoint import save_recognizer
 from recognizer.data.verification_sets import read_pair_set, write_bin
@@ -68,3 +69,32 @@ def test_bad_input_is_one_line(weights: Path, tmp_path: Path) -> None:
         verification.main(["--recognizer", str(weights), "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match="error: no recognizer 'nobody'"):
         verification.main(["--recognizer", "nobody", "--data", str(tmp_path)])
+
+
+def test_the_gap_is_what_was_put_there(
+    folder: Path, weights: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    pairs = read_pair_set(folder)
+    swapped = [pairs.images[2], *pairs.images[1:]]  # a1 looks like b1
+    for name, images in (("same", pairs.images), ("other", swapped)):
+        write_bin(tmp_path / f"{name}.bin", replace(pairs, images=images))
+        verification_gap.main(
+            ["--recognizer", str(weights), "--folder", str(folder)]
+            + ["--bin", str(tmp_path / f"{name}.bin")]
+        )
+        found = json.loads((tmp_path / "results" / "verification_gap.json").read_text())
+        if name == "same":
+            readings = [list(row.values())[1:] for row in found["rows"]]
+            assert readings[0] == readings[1] == readings[2]
+            assert found["disputed"] == []
+            assert found["distance_change"]["both"] == {"same": 0, "different": 0}
+    # Two people with one image between them: right in the folder, accepted in the .bin file.
+    disputed = {d["pair"]: d["wrong"] for d in found["disputed"]}
+    assert disputed["a_0001 - b_0001"] == [False, False, True]
+    assert found["wrong_only_from"]["bin"] >= 1
+    with pytest.raises(SystemExit, match="does not hold the folds"):
+        verification_gap.main(
+            ["--recognizer", str(weights), "--folder", str(folder)]
+            + ["--bin", str(tmp_path / "same.bin"), "--folds", "1"]
+        )

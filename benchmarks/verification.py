@@ -22,7 +22,8 @@ EPILOG = """\
 A set is a folder with images/NAME/NAME_0001.jpg and LFW's pairs.txt, or an InsightFace .bin file.
 Images are warped once to the recognizer's own chip: from the five points of the folder's
 landmarks.csv, or else from the 112x112 template, to which .bin files are aligned.
-Intervals are 95 %, from a bootstrap over people, or over pairs where the file names no people.
+Intervals are 95 %, from a bootstrap over people; where the file names none, over those that its
+pairs of the same person link.
 A rate marked * is finer than the number of different pairs can resolve.
 
 example:

@@ -53,8 +53,8 @@ def test_table_json_and_figure(
     assert [(row["occlusion"], row["resampled"]) for row in rows] == [
         ("none", "people"),
         ("mask", "people"),
-        ("none", "pairs"),
-        ("mask", "pairs"),
+        ("none", "linked people"),
+        ("mask", "linked people"),
     ]
     # The folder and the .bin file hold the same pixels in the same folds.
     assert rows[0]["metrics"] == pytest.approx(rows[2]["metrics"])

@@ -180,4 +180,6 @@ def test_verifies_a_set_over_its_people() -> None:
     assert result.metrics["accuracy"] == 1
     assert result.resampled == "people"
     assert result.thresholds.tolist() == [2.5, 2.5]
-    assert verify_set(embeddings, PairSet("toy", [], pairs, same, folds)).resampled == "pairs"
+    unnamed = verify_set(embeddings, PairSet("toy", [b""] * 8, pairs, same, folds))
+    assert unnamed.resampled == "linked people"
+    assert unnamed.intervals == result.intervals

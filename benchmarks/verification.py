@@ -12,11 +12,13 @@ from torch import Tensor
 
 from benchmarks.common import print_table, write_results
 from recognizer.data.chips import chips, template_of
+from recognizer.data.disk_cache import cache_folder
 from recognizer.data.occlusion import OCCLUSIONS, occlude
 from recognizer.data.verification_sets import read_pair_set
 from recognizer.engine import InferenceEngine
+from recognizer.enrolment import embed_cached
 from recognizer.loader import load_recognizer, recognizer_names
-from recognizer.verification import FARS, Verification, embed_flipped, verify_set
+from recognizer.verification import FARS, Verification, verify_set
 
 EPILOG = """\
 A set is a folder with images/NAME/NAME_0001.jpg and LFW's pairs.txt, or an InsightFace .bin file.
@@ -104,7 +106,7 @@ def _run(engine: InferenceEngine, path: Path, options: argparse.Namespace) -> li
     rows = []
     for kind in ["none", *options.occlusion]:
         seen = images if kind == "none" else _occluded(images, kind, options.seed)
-        embeddings = embed_flipped(engine, seen, progress=f"{pairs.name}, occlusion {kind}")
+        embeddings = embed_cached(engine, seen, f"{pairs.name}, occlusion {kind}", cache_folder())
         result = verify_set(embeddings, pairs, seed=options.seed)
         rows.append(Row(str(path), alignment, kind, len(images), len(pairs), result))
     return rows

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import environment, print_table, write_results
 from recognizer.data.chips import chips
+from recognizer.data.disk_cache import cache_folder
 from recognizer.data.verification_sets import read_pair_set
 from recognizer.engine import InferenceEngine
+from recognizer.enrolment import embed_cached
 from recognizer.loader import load_recognizer
-from recognizer.verification import embed_flipped, pair_distances, verify_set
+from recognizer.verification import pair_distances, verify_set
 
 READINGS = ("folder", "folder through crops", ".bin")
 HEADERS = [
@@ -100,7 +102,7 @@ def _read(options: argparse.Namespace) -> tuple[list[Reading], np.ndarray, list[
         READINGS, (*ways, (packed, options.bin, False)), strict=True
     ):
         images, _ = chips(pairs, engine.recognizer.spec.size, path, crops)
-        embeddings = embed_flipped(engine, images, progress=name)
+        embeddings = embed_cached(engine, images, name, cache_folder())
         found = verify_set(embeddings, pairs, samples=0)
         distance = pair_distances(embeddings, pairs.pairs)
         black = (images == 0).all(1).float().mean().item()

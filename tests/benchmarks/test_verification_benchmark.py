@@ -24,6 +24,11 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SARFACE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Four people, told apart by a pattern that survives their two images' noise."""

@@ -23,7 +23,7 @@ from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer
 from recognizer.verification import embed_flipped, verify_set
 from segmenter import CLASSES, Parser, load_parser, parser_names
-from segmenter.data import ParsingData, load_data, read_image, split_names
+from segmenter.data import IMAGE_SUFFIXES, ParsingData, load_data, read_image, split_names
 from segmenter.labels import RARE_CLASSES
 from segmenter.landmarks import DEFAULT, POINTS, Calibration, FacePoints, face_points
 from segmenter.metrics import confusion, iou_report
@@ -170,7 +170,8 @@ def _print_iou(
 
 def _photographs(parser: Parser, path: Path, options: argparse.Namespace) -> dict[str, Any]:
     pairs = read_pair_set(path)
-    timing = _time_all(parser, sorted((path / "images").rglob("*.jpg")))
+    files = sorted(p for p in (path / "images").rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    timing = _time_all(parser, files)
     if options.folds:
         pairs = pairs.only_folds([fold - 1 for fold in options.folds])
     names = [image.name for image in pairs.images if isinstance(image, Path)]
@@ -270,7 +271,7 @@ def _sheets(
     errors: np.ndarray,
 ) -> None:
     """Write a sheet of evenly chosen faces and one of the worst, with points drawn in."""
-    every = np.linspace(0, len(images) - 1, SHEET_FACES).astype(int)
+    every = np.unique(np.linspace(0, len(images) - 1, SHEET_FACES).astype(int))
     worst = np.argsort(-errors.mean(1))[:SHEET_FACES]
     for title, rows in (("", every), ("_worst", worst)):
         drawn = []
@@ -286,7 +287,8 @@ def _sheets(
         blend = images[rows] // 3 + colour_labels(labels[rows]) // 3 * 2
         sheet = contact_sheet(torch.stack(drawn), [], columns=8)
         below = contact_sheet(blend, [], columns=8)
-        lines = zip(np.split(sheet, 4), np.split(below, 4), strict=True)
+        count = -(-len(rows) // 8)
+        lines = zip(np.split(sheet, count), np.split(below, count), strict=True)
         picture = np.vstack([strip for pair in lines for strip in pair])
         _write_picture(stem.with_name(f"{stem.name}{title}.png"), picture)
 

@@ -99,8 +99,7 @@ def _processes(options: argparse.Namespace) -> dict[str, Any]:
     worst = max(abs(a - b) / abs(a) for a, b in zip(*curves, strict=True))
     return {
         "options": _portable(runs[1][1]),
-        "loss_of_one_process": curves[0],
-        "loss_of_two_processes": curves[1],
+        "loss": {"one process": curves[0], "two processes": curves[1]},
         "largest_relative_difference": worst,
     }
 
@@ -169,7 +168,7 @@ def _markdown(results: dict[str, Any], options: argparse.Namespace) -> str:
         part = results["processes"]
         lines += [
             "",
-            f"ResNet-29 from scratch, {len(part['loss_of_one_process'])} steps: the losses of two "
+            f"ResNet-29 from scratch, {len(part['loss']['one process'])} steps: the losses of two "
             "processes and of one differ by at most "
             f"{part['largest_relative_difference']:.1e} (relative).",
         ]
@@ -177,8 +176,8 @@ def _markdown(results: dict[str, Any], options: argparse.Namespace) -> str:
 
 
 def _plot(results: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    left, right, last = figure.subplots(1, 3)
     for name in (name for name in RECIPES if name in results):
         steps, losses = zip(*results[name]["loss"], strict=True)
         left.plot(steps, losses, label=name)
@@ -187,12 +186,17 @@ def _plot(results: dict[str, Any]) -> Figure:
             values = [100 * line[f"held_out/{key}"] for line in points]
             label = f"{name}, {key.replace('_', '-')}"
             right.plot([line["step"] for line in points], values, style, label=label, markersize=3)
+    curves = results.get("processes", {}).get("loss", {})
+    for (label, curve), style in zip(curves.items(), ("-", "o"), strict=False):
+        last.plot(range(1, len(curve) + 1), curve, style, label=label, markersize=3)
     left.set_ylabel("training loss")
     right.set_ylabel("held-out images, %")
-    for axes in (left, right):
+    last.set_ylabel("training loss, one global batch")
+    for axes in (left, right, last):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.has_data():
+            axes.legend()
     return figure
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,35 @@ from sarface_env.options import EnvOptions
 from sarface_env.scorers import EnrolledScorer
 
 _BATCH = 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `train_agent.py`: its agent, its environment, its recognizer if it trained one."""
+
+    agent: Path
+    env: EnvOptions
+    recognizer: Path | None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Run":
+        """The run of a folder, or ValueError if it holds none that is finished."""
+        folder = Path(folder)
+        # RUN is the best agent of the run; RUN/last the last one.
+        run = folder.parent if (folder / "agent.safetensors").is_file() else folder
+        pair = run / "best" if run == folder else folder
+        try:
+            config = json.loads((run / "config.json").read_text())
+            known = {field.name for field in fields(EnvOptions)}
+            env = EnvOptions(**{k: v for k, v in config["env"].items() if k in known})
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder} is neither a run of train_agent.py ({error}) nor the name of a policy"
+            ) from None
+        if not (run / "last" / "agent.safetensors").is_file():
+            raise ValueError(f"{run}: the run is not finished; continue it with --resume true")
+        own = pair / "recognizer.safetensors"
+        return cls(pair / "agent.safetensors", env, own if own.is_file() else None)
 
 
 class OracleScorer(EnrolledScorer):

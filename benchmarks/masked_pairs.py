@@ -189,11 +189,13 @@ class Judge:
         """Result of the faces with the pixels `keep`, bool `(N, H, W)`, the others filled."""
         embeddings = self._full.clone()
         changed = (~keep.flatten(1).all(1)).nonzero().flatten()
-        put = make_fill(fill)
         for rows in changed.split(_CHUNK) if len(changed) else ():
-            images = put(self.data.faces.images[rows], keep[rows], self.mean_colour)
-            embeddings[rows] = self._embed(images, name)
+            embeddings[rows] = self._embed(self.show(rows, keep, fill), name)
         return self._result(embeddings)
+
+    def show(self, rows: Tensor, keep: Tensor, fill: str) -> Tensor:
+        """What the recognizer is shown of some faces, uint8 BGR `(n, 3, H, W)`."""
+        return make_fill(fill)(self.data.faces.images[rows], keep[rows], self.mean_colour)
 
     def _embed(self, images: Tensor, name: str) -> Tensor:
         parts = images.split(_CHUNK)

@@ -6,12 +6,11 @@ intervals over people.
 """
 
 import argparse
-import json
 import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from agents.registry import load_agent
 from benchmarks.common import RESULTS, environment
 from benchmarks.mask_policies import (
     OracleScorer,
+    Run,
     cached_masks,
     covered_regions,
     fixed_mask,
@@ -39,7 +39,7 @@ from benchmarks.masked_pairs import (
     mean_dropped,
     mean_result,
 )
-from benchmarks.policy_report import draw, print_rows
+from benchmarks.policy_report import draw, examples, print_rows
 from recognizer.data.disk_cache import cache_folder
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer, recognizer_names
@@ -75,36 +75,6 @@ example:
   python -m benchmarks.policies --data lfw/ --occlusion mixed --policies keep-all random fixed \\
     face-only oracle-occluder greedy runs/mixed-0 runs/mixed-1
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of `train_agent.py`: its agent, its environment, its recognizer if it trained one."""
-
-    agent: Path
-    env: EnvOptions
-    recognizer: Path | None
-
-    @classmethod
-    def read(cls, folder: str | Path) -> "Run":
-        """The run of a folder, or ValueError if it holds none that is finished."""
-        folder = Path(folder)
-        # RUN is the best agent of the run; RUN/last the last one.
-        run = folder.parent if (folder / "agent.safetensors").is_file() else folder
-        pair = run / "best" if run == folder else folder
-        try:
-            config = json.loads((run / "config.json").read_text())
-            known = {field.name for field in fields(EnvOptions)}
-            env = EnvOptions(**{k: v for k, v in config["env"].items() if k in known})
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{folder} is neither a run of train_agent.py ({error}) nor one of "
-                + ", ".join(POLICIES)
-            ) from None
-        if not (run / "last" / "agent.safetensors").is_file():
-            raise ValueError(f"{run}: the run is not finished; continue it with --resume true")
-        own = pair / "recognizer.safetensors"
-        return cls(pair / "agent.safetensors", env, own if own.is_file() else None)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fixed-calls", type=int, default=60_000, help="images scored to find the fixed mask")
     add("--seed", type=int, default=0, help="of the bootstrap and of random")
     add("--samples", type=int, default=1000, help="of the bootstrap")
+    add("--examples", type=Path, metavar="PNG", help="show faces as policies leave them")
     add("--name", default="policies", help="of the result files in benchmarks/results")
     add("--output", type=Path, help="folder of the result files, if another")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -181,6 +152,10 @@ def run(options: argparse.Namespace) -> Path:
     write_json(path, payload)
     figure = draw(rows, f"{options.data.name}, {options.occlusion}")
     figure.savefig(path.with_suffix(".png"), dpi=150)
+    if options.examples:
+        options.examples.parent.mkdir(parents=True, exist_ok=True)
+        kinds = bench.data.kinds[bench.examples.numpy()]
+        examples(bench.shown, list(kinds)).savefig(options.examples, dpi=110)
     return path
 
 
@@ -261,6 +236,12 @@ class Bench:
         photographs = replace(self.base.photographs(self.size, True), folds="")
         self.data: PairFaces = load_pair_faces(photographs, report, others, options.occlusion_seeds)
         self.judges: dict[str, Judge] = {}
+        self.shown: dict[str, Tensor] = {}
+        rows = [
+            np.flatnonzero(self.data.reported & (self.data.kinds == kind))[:2]
+            for kind in np.unique(self.data.kinds)
+        ]
+        self.examples = torch.from_numpy(np.concatenate(rows))
         self.main = self._judge(options.recognizer)
 
     def _judge(self, recognizer: str) -> Judge:
@@ -292,6 +273,7 @@ class Bench:
             if name == "clean":
                 return {"name": name, "judge": judge, "result": judge.clean()}
             keep = self._baselines()[name]()
+        self.shown[name] = judge.show(self.examples, keep, env.fill)
         if env.parser != options.parser:
             logging.warning(f"{name} was trained with parser {env.parser}, not {options.parser}")
         return {

@@ -1,8 +1,9 @@
-"""The table and the figure of `python -m benchmarks.policies`."""
+"""The table and the figures of `python -m benchmarks.policies`."""
 
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from benchmarks.common import print_table
 
@@ -67,4 +68,22 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     scatter.margins(x=0.25)
     scatter.grid(alpha=0.3)
     figure.suptitle(title)
+    return figure
+
+
+def examples(shown: dict[str, Tensor], kinds: list[str]) -> Figure:
+    """Faces as policies leave them: a row a policy, images uint8 BGR `(n, 3, H, W)`.
+
+    Photographs of people: for looking at, not for publication.
+    """
+    figure = Figure(figsize=(1.1 * len(kinds) + 2, 1.25 * len(shown) + 0.3), layout="constrained")
+    axes = figure.subplots(len(shown), len(kinds), squeeze=False)
+    for line, (name, images) in zip(axes, shown.items(), strict=True):
+        line[0].set_ylabel(name, fontsize=7, rotation=0, ha="right")
+        for axis, image, kind in zip(line, images, kinds, strict=True):
+            axis.imshow(image.flip(0).permute(1, 2, 0).numpy())
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if axis in axes[0]:
+                axis.set_title(kind, fontsize=7)
     return figure

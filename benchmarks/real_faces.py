@@ -194,6 +194,7 @@ def judge(
     argv += [] if options.pairs is None else ["--pairs", str(options.pairs)]
     argv += ["--policies", *names, *(further or [])]
     argv += ["--name", name, "--output", str(options.results)]
+    argv += ["--examples", str(options.runs / f"{name}.png")]
     path = options.results / f"{name}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if done.get("arguments") == argv:

@@ -176,6 +176,7 @@ def test_table_json_figure_and_runs(folder, weights, tmp_path, monkeypatch, caps
     policies.main(
         [*common_options, "--folds", "1/2/3", "--occlusion", "patch", "--samples", "50"]
         + ["--policies", *policies.POLICIES, str(tmp_path / "learned"), "--fixed-calls", "50"]
+        + ["--examples", str(tmp_path / "examples.png")]
     )
     found = json.loads((tmp_path / "results" / "policies.json").read_text())
     rows = {row["name"]: row for row in found["policies"]}
@@ -189,6 +190,7 @@ def test_table_json_figure_and_runs(folder, weights, tmp_path, monkeypatch, caps
     assert (exact["occluder"], exact["rest"]) == (1, 0)
     assert rows["learned"]["partition"] == rows["greedy"]["partition"] == "grid2x2"
     assert (tmp_path / "results" / "policies.png").stat().st_size > 10_000
+    assert (tmp_path / "examples.png").stat().st_size > 10_000
     assert "6 pairs" in capsys.readouterr().out
 
 
@@ -242,7 +244,7 @@ def test_bad_input(folder, weights, tmp_path, caplog):
         with pytest.raises(SystemExit, match=message):
             policies.main(["--data", str(folder), "--recognizer", weights, *options])
 
-    fails(r"nothing is neither a run .* nor one of clean, keep-all", "--policies", "nothing")
+    fails(r"nothing is neither a run .* nor the name of a policy", "--policies", "nothing")
     fails("fold 2 alone has no threshold", "--folds", "2")
     fails("folds 0 to 2, not", "--folds", "2-5")
     fails("fixed mask is found on people for training", "--policies", "fixed")

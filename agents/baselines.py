@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.ranked import best_mask, best_masks, worth
+
+MANY = 16  # bits above which searches must be cheap
+
 
 class MaskPolicy:
     """A policy for region selection; subclasses give `masks(n)` for the n faces observed.
@@ -106,12 +110,14 @@ class FixedMask(MaskPolicy):
         """The best mask for random faces of the environment's split, by coordinate ascent.
 
         From keep-all and from drop-all, flip the bit that raises the mean reward most (the mean
-        margin breaking ties) until none does.
+        margin breaking ties) until none does. With many bits, `ranked.best_mask`.
         """
         inner = env.unwrapped
         n = len(inner.core)
         indices = np.random.default_rng(seed).permutation(n)[: min(faces, n)]
         bits: int = inner.single_action_space.n
+        if bits > MANY:
+            return cls(env, best_mask(inner.evaluate, torch.from_numpy(indices), bits))
         best = max(
             (_ascend(inner, indices, torch.full((bits,), start)) for start in (True, False)),
             key=lambda result: result[0],
@@ -139,31 +145,30 @@ def _ascend(env, indices: np.ndarray, mask: Tensor) -> tuple[tuple[float, float]
 
 
 class GreedyOracle(MaskPolicy):
-    """Looks at the reward: from keep-all, flips the best bit of each face until none helps."""
+    """Looks at the reward: from keep-all, flips the best bit of each face until none helps.
+
+    With many bits it ranks them once: `ranked.best_masks`.
+    """
 
     name = "greedy oracle"
 
     def masks(self, n: int) -> Tensor:
         indices = self.env.indices
+        if self.bits > MANY:
+            return best_masks(self.env.evaluate, torch.from_numpy(indices), self.bits)
         mask = torch.ones((n, self.bits), dtype=torch.bool)
-        best = _key(self.env.evaluate(indices, mask))
+        best = worth(self.env.evaluate(indices, mask))
         active = torch.ones(n, dtype=torch.bool)
         eye = torch.eye(self.bits, dtype=torch.bool)
         while active.any():
             rows = active.nonzero().squeeze(1)
             flips = mask[rows, None] ^ eye
-            worth = _key(self.env.evaluate(indices[rows.numpy()], flips))
-            top, which = worth.max(1)
+            top, which = worth(self.env.evaluate(indices[rows.numpy()], flips)).max(1)
             better = top > best[rows] + 1e-9
             mask[rows[better]] = flips[better, which[better]]
             best[rows[better]] = top[better]
             active[rows[~better]] = False
         return mask
-
-
-def _key(outcome) -> Tensor:
-    """Order by reward, then by margin: margins lie within (-2, 2), rewards on a coarser grid."""
-    return outcome.reward.double() + 1e-4 * outcome.masked.margin.double()
 
 
 class ExhaustiveOracle(MaskPolicy):
@@ -181,10 +186,10 @@ class ExhaustiveOracle(MaskPolicy):
 
     def __init__(self, env, progress: bool = False):
         super().__init__(env)
-        if self.bits > 16:
+        if self.bits > MANY:
             raise ValueError(
                 f"the exhaustive oracle tries 2^K masks a face; K = {self.bits} is too many "
-                "(16 at most), use the greedy oracle"
+                f"({MANY} at most), use the greedy oracle"
             )
         self.progress = progress
 

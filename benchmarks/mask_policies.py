@@ -104,67 +104,6 @@ def covered_regions(core: RegionSelection, rows: np.ndarray) -> Tensor:
     return share[:, list(core.partition.selectable)] <= 0.5
 
 
-def greedy_masks(core: RegionSelection, rows: np.ndarray) -> Tensor:
-    """Keep bits `(n, K)` that raise the margin of faces most, as an oracle finds them greedily.
-
-    Regions are dropped in the order of what dropping each alone gains, as far as the margin of the
-    face is highest: about K + K / 2 images a face.
-    """
-    index = torch.from_numpy(rows)
-    alone = ~torch.eye(core.bits, dtype=torch.bool)
-    outcome = core.evaluate(index, alone.expand(len(rows), -1, -1))
-    gain = outcome.masked.margin - outcome.full.margin
-    gain.masked_fill_(~core.present(index), 0)
-    masks = _prefixes(gain)
-    margin = core.evaluate(index, masks).masked.margin
-    best = margin.argmax(1)
-    return masks[torch.arange(len(rows)), best]
-
-
-def _prefixes(gain: Tensor) -> Tensor:
-    """Keep-all, and the masks that drop the 1, 2, ... bits of the highest gain `(n, K)` above 0.
-
-    Returns:
-        `(n, K + 1, K)`; those behind the last gain are keep-all too.
-    """
-    k = gain.shape[1]
-    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    many = torch.arange(k + 1).view(1, -1, 1)
-    useful = many <= (gain > 0).sum(1)[:, None, None]
-    return ~((rank[:, None] < many) & useful & (gain > 0)[:, None])
-
-
-def fixed_mask(core: RegionSelection, calls: int = 60_000, seed: int = 0) -> Tensor:
-    """The one mask `(K,)` that raises the mean margin most, found on about `calls` images.
-
-    The bits are dropped in the order of what dropping each alone gains on average, as far as the
-    mean is highest; then every bit is flipped once more if that helps.
-    """
-    faces = min(len(core), max(1, calls // (3 * core.bits)))
-    index = torch.from_numpy(np.random.default_rng(seed).permutation(len(core))[:faces])
-
-    def worth(masks: Tensor) -> Tensor:
-        parts = index.split(_BATCH)
-        margins = [
-            core.evaluate(part, masks.expand(len(part), -1, -1)).masked.margin for part in parts
-        ]
-        return torch.cat(margins).mean(0)
-
-    keep = torch.ones(core.bits, dtype=torch.bool)
-    full = worth(keep[None])
-    gain = worth(~torch.eye(core.bits, dtype=torch.bool)) - full
-    masks = _prefixes(gain[None])[0]
-    values = worth(masks)
-    best, mask = values.max(), masks[values.argmax()]
-    for bit in range(core.bits):
-        flipped = mask.clone()
-        flipped[bit] ^= True
-        value = worth(flipped[None])[0]
-        if value > best:
-            best, mask = value, flipped
-    return mask
-
-
 def cached_masks(core: RegionSelection, name: str, make: Callable[[], Tensor]) -> Tensor:
     """What `make` returns for the faces of a core, kept in `$SARFACE_CACHE`."""
     digest = hashlib.blake2b(digest_size=16)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.ranked import best_mask, best_masks
 from agents.registry import load_agent
 from benchmarks.common import RESULTS, environment
 from benchmarks.mask_policies import (
@@ -26,8 +27,6 @@ from benchmarks.mask_policies import (
     Run,
     cached_masks,
     covered_regions,
-    fixed_mask,
-    greedy_masks,
     kept_by,
     region_env,
 )
@@ -226,6 +225,7 @@ class Bench:
             parser=options.parser,
             partition=options.partition or (first.env.partition if first else "sarface24"),
             fill=options.fill or (first.env.fill if first else "mean"),
+            reward="margin",
             occlusion=options.occlusion,
             severity=options.severity,
             device=options.device,
@@ -336,21 +336,19 @@ class Bench:
         return kept_by(env, lambda _, rows: covered_regions(env.core, rows))
 
     def _greedy(self) -> Tensor:
-        env = self._env(self.base)
-
-        def make() -> Tensor:
-            parts = np.array_split(np.arange(len(env.core)), -(-len(env.core) // 64))
-            return torch.cat([greedy_masks(env.core, rows) for rows in parts])
-
-        masks = cached_masks(env.core, "greedy", make)
+        core = (env := self._env(self.base)).core
+        every = torch.arange(len(core))
+        masks = cached_masks(core, "greedy", lambda: best_masks(core.evaluate, every, core.bits))
         return kept_by(env, lambda _, rows: masks[torch.from_numpy(rows)])
 
     def _fixed(self) -> Tensor:
-        training: RegionSelection = build_core(self.training_options())
+        core: RegionSelection = build_core(self.training_options())
         calls = self.options.fixed_calls
-        mask = cached_masks(training, f"fixed {calls}", lambda: fixed_mask(training, calls))
-        env = self._env(self.base)
-        return kept_by(env, lambda _, rows: mask.expand(len(rows), -1))
+        some = np.random.default_rng(0).permutation(len(core))[: max(1, calls // (3 * core.bits))]
+        index = torch.from_numpy(some)
+        name = f"fixed {len(index)}"
+        mask = cached_masks(core, name, lambda: best_mask(core.evaluate, index, core.bits))
+        return kept_by(self._env(self.base), lambda _, rows: mask.expand(len(rows), -1))
 
     def training_options(self) -> EnvOptions:
         """The training people that the fixed mask is found on: of the data, else of a run.

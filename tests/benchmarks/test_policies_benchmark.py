@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import train_agent
 from benchmarks import common, policies, verification
-from benchmarks.mask_policies import OracleScorer, fixed_mask, greedy_masks
+from benchmarks.mask_policies import OracleScorer
 from benchmarks.masked_pairs import Judge, load_pair_faces
 from recognizer.backbones import build_backbone
 from recognizer.checkpoint import save_recognizer
@@ -22,11 +22,7 @@ from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import InputSpec, Recognizer
 from recognizer.verification import pair_distances, verify
-from sarface_env.core import RegionSelection
-from sarface_env.partitions import make_partition
 from sarface_env.photographs import Photographs
-from sarface_env.rewards import make_reward
-from tests.toys import ToyScorer, toy_faces
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,24 +131,6 @@ def test_oracle_scorer_knows_the_single_by_themselves(folder, weights):
     alone = torch.tensor(alone[: len(clean)])
     assert (cosine[alone] > 1 - 1e-5).all()
     assert (cosine[~alone] < 1 - 1e-3).all()
-
-
-def core_of(partition: str) -> RegionSelection:
-    faces = toy_faces(24)
-    return RegionSelection(faces, make_partition(partition), ToyScorer(), make_reward("margin"))
-
-
-def test_greedy_is_best_where_regions_do_not_interact():
-    # The toy scorer's margin is the mean brightness: every region adds its part.
-    core = core_of("grid2x3")
-    rows = np.arange(24)
-    masks = greedy_masks(core, rows)
-    every = torch.tensor([[bool(m >> b & 1) for b in range(6)] for m in range(64)])
-    margins = core.evaluate(torch.arange(24), every.expand(24, -1, -1)).masked.margin
-    got = core.evaluate(torch.arange(24), masks).masked.margin
-    torch.testing.assert_close(got, margins.amax(1), atol=0.005, rtol=0)
-    fixed = core.evaluate(torch.arange(24), fixed_mask(core, 10**5).expand(24, -1)).masked.margin
-    assert float(fixed.mean()) == pytest.approx(float(margins.mean(0).max()), abs=1e-6)
 
 
 def test_kinds_drawn_are_those_that_were_drawn():

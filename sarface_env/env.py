@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -212,7 +213,7 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         self._build(num_envs, render_mode, options)
         self.single_observation_space = self.episodes.observation_space
         self.single_action_space = self.episodes.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.observation_space = _batched(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._decided: list[np.ndarray] | None = None
 
@@ -269,7 +270,8 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's vector form of an info: every key with a flag for each environment."""
-        return info | {f"_{key}": np.ones(self.num_envs, bool) for key in info}
+        everyone = np.ones(self.num_envs, bool)
+        return info | {f"_{key}": everyone for key in info}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame an environment: the last decisions, or, before any, the faces shown."""
@@ -282,6 +284,15 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         assert self.episodes.indices is not None
         present = self.core.present(self.episodes.indices).numpy()
         return np.stack([present, np.ones_like(present)], 2).reshape(self.num_envs, -1)
+
+
+def _batched(space: spaces.Box, n: int) -> spaces.Box:
+    """`batch_space(space, n)` without bounds of its own for every pixel of every environment."""
+    batched: Any = batch_space(space, 1)
+    batched._shape = (n, *space.shape)
+    for name in ("low", "high", "bounded_below", "bounded_above"):
+        setattr(batched, name, np.broadcast_to(getattr(batched, name), batched._shape))
+    return batched
 
 
 def _first(info: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import batch_space
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
@@ -95,6 +96,16 @@ def _same_structure(ours, theirs):
             _same_structure(a, b)
     else:
         np.testing.assert_array_equal(np.stack(list(ours)), np.stack(list(theirs)))
+
+
+def test_the_batched_observation_space_is_gymnasiums():
+    ours = SARFaceVectorEnv(3, **toys()).observation_space
+    theirs = batch_space(SARFaceEnv(**toys()).observation_space, 3)
+    assert ours == theirs
+    assert str(ours) == str(theirs)
+    ours.seed(1), theirs.seed(1)
+    np.testing.assert_array_equal(ours.sample(), theirs.sample())
+    assert pickle.loads(pickle.dumps(ours)) == theirs
 
 
 def rollout(env, actions, seed):

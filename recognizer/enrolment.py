@@ -33,6 +33,8 @@ class Gallery:
         names: Name of every person, C of them.
         faces: Row of every gallery face in the set it came from, int64 `(N,)`.
         single: Names of people left out because they have a single image.
+        sums: Sum of the embeddings of every person, `(C, D)`.
+        weights: Unit class weights from all gallery faces, `(C, D)`.
     """
 
     embeddings: Tensor

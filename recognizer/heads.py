@@ -31,9 +31,19 @@ class MarginHead(nn.Module):
         self.s, self.m = s, m
         self.weight = nn.Parameter(F.normalize(torch.randn(classes, dim), dim=1))
 
-    def cosines(self, embedding: Tensor) -> Tensor:
-        """Cosine of every unit embedding `(N, D)` to every class: `(N, C)`, in [-1, 1]."""
-        return (embedding @ F.normalize(self.weight, dim=1).T).clamp(-1, 1)
+    def unit_weights(self) -> Tensor:
+        """Class weights of length one, `(C, D)`."""
+        return F.normalize(self.weight, dim=1)
+
+    def cosines(self, embedding: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Cosine of every unit embedding `(N, D)` to every class: `(N, C)`, in [-1, 1].
+
+        Args:
+            embedding: unit embeddings.
+            weights: `unit_weights()`, where they are known already.
+        """
+        weights = self.unit_weights() if weights is None else weights
+        return (embedding @ weights.T).clamp(-1, 1)
 
     def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:
         """Target logit after the margin, unscaled: `(N,)`.

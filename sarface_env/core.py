@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recognizer.data.faces import FaceSet
 from sarface_env.fills import make_fill
-from sarface_env.mask_scores import MaskScores
+from sarface_env.mask_scores import FIELDS, SCORE, MaskScores, as_array, as_score
 from sarface_env.partitions import Partition
 from sarface_env.rewards import Reward
 from sarface_env.scorers import Score, Scorer
@@ -70,15 +70,11 @@ class RegionSelection:
         # Untouched pages of an empty tensor take no memory, so this grows with the faces seen.
         self._regions = torch.empty((n, h, w), dtype=torch.uint8)
         self._pixels = torch.empty((n, len(partition.names)), dtype=torch.int32)
-        self._present = torch.empty((n, self.bits), dtype=torch.bool)
-        self._has_regions = torch.zeros(n, dtype=torch.bool)
-        self._full = Score(
-            torch.empty(n, dtype=torch.bool),
-            torch.empty(n, dtype=torch.bool),
-            torch.empty(n, dtype=torch.float32),
-        )
-        self._full_version = torch.full((n,), -1, dtype=torch.int64)
-        self._selectable = torch.tensor(partition.selectable)
+        # Numpy where few numbers a face are looked up: its calls are shorter than torch's.
+        self._selectable_pixels = np.empty((n, self.bits), np.int32)
+        self._has_regions = np.zeros(n, np.bool_)
+        self._full = np.empty(n, SCORE)
+        self._full_version = np.full(n, -1)
         self._masked, self._masked_version = MaskScores(n, self.bits), scorer.version
 
     def __len__(self) -> int:
@@ -90,18 +86,20 @@ class RegionSelection:
         return len(self.partition.selectable)
 
     def _ensure_regions(self, indices: Tensor) -> None:
-        there = self._has_regions.index_select(0, indices)
+        faces = indices.numpy()
+        there = self._has_regions[faces]
         if there.all():
             return
-        for part in indices[~there].unique().split(1024):
+        for part in torch.from_numpy(np.unique(faces[~there])).split(1024):
             if self.faces.parsing is None:
                 labels = torch.zeros((len(part), *self._regions.shape[1:]), dtype=torch.uint8)
             else:
                 labels = self.faces.parsing[part]
             regions = self.partition(labels)
             self._regions[part] = regions
-            self._pixels[part] = self.partition.presence(regions).int()
-            self._present[part] = self._pixels[part][:, self._selectable] > 0
+            pixels = self.partition.presence(regions).int()
+            self._pixels[part] = pixels
+            self._selectable_pixels[part] = pixels[:, list(self.partition.selectable)]
             self._has_regions[part] = True
 
     def regions(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
@@ -117,20 +115,22 @@ class RegionSelection:
     def present(self, indices: Tensor) -> Tensor:
         """Which selectable regions a face has, `(N, K)` bool; the others are no-ops."""
         self._ensure_regions(indices)
-        return self._present.index_select(0, indices)
+        return torch.from_numpy(self._selectable_pixels[indices.numpy()] > 0)
 
     def full_score(self, indices: Tensor) -> Score:
         """Scores of the full images of faces `(N,)`."""
-        stale = self._full_version.index_select(0, indices) != self.scorer.version
+        return as_score(self._full_scores(indices.numpy()))
+
+    def _full_scores(self, faces: np.ndarray) -> np.ndarray:
+        stale = self._full_version[faces] != self.scorer.version
         if stale.any():
-            faces = indices[stale].unique()
-            self.calls += len(faces)
-            score = self.scorer.score(self.faces.images[faces], self._targets[faces])
-            self._full.correct[faces] = score.correct.cpu()
-            self._full.margin_correct[faces] = score.margin_correct.cpu()
-            self._full.margin[faces] = score.margin.float().cpu()
-            self._full_version[faces] = self.scorer.version
-        return self._full[indices]
+            new = np.unique(faces[stale])
+            self.calls += len(new)
+            rows = torch.from_numpy(new)
+            score = self.scorer.score(self.faces.images[rows], self._targets[rows])
+            self._full[new] = as_array(score)
+            self._full_version[new] = self.scorer.version
+        return self._full[faces]
 
     def keep_pixels(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Pixels kept, `(N, H, W)` bool, of faces `(N,)` under masks `(N, K)`."""
@@ -142,23 +142,31 @@ class RegionSelection:
         They are on the scorer's device.
         """
         self._ensure_regions(indices)
-        device, images, maps = self.scorer.device, self.faces.images, self._regions
+        device, images = self.scorer.device, self.faces.images
         masked = torch.empty((len(indices), *images.shape[1:]), dtype=torch.uint8, device=device)
         # Few at a time, which stay in the processor's cache from one operation to the next.
-        parts = (tensor.split(_CHUNK) for tensor in (masked, indices, masks))
+        parts = (tensor.split(_CHUNK) for tensor in (masked, indices, masks.bool()))
         for out, faces, keep in zip(*parts, strict=True):
-            regions = maps.index_select(0, faces).to(device)
+            regions = self._regions.index_select(0, faces).to(device)
             pixels = self.partition.keep_pixels(regions, keep.to(device))
-            out[:] = self._fill(
-                images.index_select(0, faces).to(device), pixels, self.scorer.mean_colour
-            )
+            if device == images.device:
+                torch.index_select(images, 0, faces, out=out)
+            else:
+                out.copy_(images.index_select(0, faces))
+            filled = self._fill(out, pixels, self.scorer.mean_colour)
+            if filled is not out:
+                out.copy_(filled)
         return masked
 
     def kept_fraction(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Fraction of pixels kept, `(N,)` float32, of faces `(N,)` under masks `(N, K)`."""
-        pixels = self.region_pixels(indices).index_select(1, self._selectable)
+        self._ensure_regions(indices)
+        return torch.from_numpy(self._kept(indices.numpy(), masks.bool().numpy()))
+
+    def _kept(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        dropped = (self._selectable_pixels[faces] * ~masks).sum(1)
         total = self._regions[0].numel()
-        return (total - (pixels * ~masks.bool()).sum(1)).float() / total
+        return (total - dropped).astype(np.float32) / np.float32(total)
 
     def evaluate(self, indices: Tensor, masks: Tensor) -> Outcome:
         """Scores masks on faces; touches no episode.
@@ -182,18 +190,24 @@ class RegionSelection:
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise ValueError(f"face indices must lie in 0..{len(self) - 1}")
         group = masks.shape[1:-1]
-        flat = indices.repeat_interleave(group[0]) if group else indices
-        bits = masks.reshape(-1, self.bits).bool() | ~self.present(flat)
+        self._ensure_regions(indices)
+        faces = indices.numpy()
+        faces = np.repeat(faces, group[0]) if group else faces
+        bits = masks.reshape(-1, self.bits).bool().cpu().numpy()
+        bits = bits | (self._selectable_pixels[faces] == 0)
 
-        full, kept = self.full_score(flat), self.kept_fraction(flat, bits)
-        masked = Score(full.correct.clone(), full.margin_correct.clone(), full.margin.clone())
-        todo = (~bits.all(1)).nonzero().squeeze(1)
+        full = self._full_scores(faces)
+        masked = full.copy()
+        todo = np.flatnonzero(~bits.all(1))
         if len(todo):
-            score = self._masked_score(flat[todo], bits[todo])
-            for field in ("correct", "margin_correct", "margin"):
-                getattr(masked, field)[todo] = getattr(score, field)
-        reward = self.reward(full, masked, kept).float()
-        outcome = Outcome(reward, full, masked, kept)
+            masked[todo] = self._masked_scores(faces[todo], bits[todo])
+        outcome = Outcome(
+            torch.empty(0),
+            as_score(full),
+            as_score(masked),
+            torch.from_numpy(self._kept(faces, bits)),
+        )
+        outcome.reward = self.reward(outcome.full, outcome.masked, outcome.kept).float()
         return _reshape(outcome, (len(indices), *group)) if group else outcome
 
     def reward_bound(self, full: Score) -> Tensor:
@@ -211,15 +225,15 @@ class RegionSelection:
         Scored again, in other batches, they would differ in the last digit of a float.
         """
         self._follow_scorer()
-        known = (self._full_version == self.scorer.version).nonzero().squeeze(1)
+        known = np.flatnonzero(self._full_version == self.scorer.version)
+        full = vars(as_score(self._full[known]))
         masked = self._masked.state_dict()
-        return {"calls": self.calls, "faces": known, **vars(self._full[known]), "masked": masked}
+        return {"calls": self.calls, "faces": torch.from_numpy(known), **full, "masked": masked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`, with the scorer that it was taken with."""
-        faces, self.calls = state["faces"], state["calls"]
-        for field in ("correct", "margin_correct", "margin"):
-            getattr(self._full, field)[faces] = state[field]
+        faces, self.calls = state["faces"].numpy(), state["calls"]
+        self._full[faces] = as_array(Score(*(state[field] for field in FIELDS)))
         self._full_version[:] = -1
         self._full_version[faces] = self.scorer.version
         self._masked.load_state_dict(state["masked"])
@@ -231,7 +245,7 @@ class RegionSelection:
             self._masked.clear()
             self._masked_version = self.scorer.version
 
-    def _masked_score(self, faces: Tensor, masks: Tensor) -> Score:
+    def _masked_scores(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Scores of faces `(N,)` under masks `(N, K)` bool, remembered or new."""
         self._follow_scorer()
         keys = self._masked.keys(faces, masks)
@@ -239,24 +253,21 @@ class RegionSelection:
         keys, rows, where = np.unique(
             keys, axis=0 if keys.shape[1] > 1 else None, return_index=True, return_inverse=True
         )
-        keys, where = keys.reshape(len(rows), -1), where.reshape(-1)
-        known, score = self._masked.find(keys)
+        keys = keys.reshape(len(rows), -1)
+        known, scores = self._masked.find(keys)
         if not known.all():
-            new = torch.from_numpy(~known)
-            which = torch.from_numpy(rows)[new]
-            scored = self._score_new(faces[which], masks[which])
-            self._masked.add(keys[~known], scored)
-            for field in ("correct", "margin_correct", "margin"):
-                getattr(score, field)[new] = getattr(scored, field)
-        return score[torch.from_numpy(where)]
+            new = rows[~known]
+            scores[~known] = self._score_new(faces[new], masks[new])
+            self._masked.add(keys[~known], scores[~known])
+        return scores[where.reshape(-1)]
 
-    def _score_new(self, faces: Tensor, masks: Tensor, chunk: int = 1024) -> Score:
+    def _score_new(self, faces: np.ndarray, masks: np.ndarray, chunk: int = 1024) -> np.ndarray:
         self.calls += len(faces)
-        parts = []
-        for i, m in zip(faces.split(chunk), masks.split(chunk), strict=True):
-            score = self.scorer.score(self.apply(i, m), self._targets[i])
-            parts.append((score.correct, score.margin_correct, score.margin.float()))
-        return Score(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+        scores = []
+        parts = (torch.from_numpy(array).split(chunk) for array in (faces, masks))
+        for i, m in zip(*parts, strict=True):
+            scores.append(as_array(self.scorer.score(self.apply(i, m), self._targets[i])))
+        return np.concatenate(scores)
 
 
 def _targets(faces: FaceSet, scorer: Scorer) -> Tensor:

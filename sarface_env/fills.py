@@ -12,12 +12,15 @@ from torch import Tensor
 
 Colour = tuple[float, float, float]
 Fill = Callable[[Tensor, Tensor, Colour], Tensor]
-"""`fill(images, keep, mean_colour)`: uint8 `(N, 3, H, W)`, bool `(N, H, W)`, BGR -> uint8."""
+"""`fill(images, keep, mean_colour)`: uint8 `(N, 3, H, W)`, bool `(N, H, W)`, BGR -> uint8.
+
+The images may be overwritten.
+"""
 
 
 def zero(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     """Black, as in the published method."""
-    return images & _bits(keep)
+    return images.bitwise_and_(_bits(keep))
 
 
 def mean(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
@@ -25,7 +28,7 @@ def mean(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     colour = torch.tensor(mean_colour, device=images.device).round().to(torch.uint8)
     colour = colour.view(1, 3, 1, 1)
     # Ten times faster than `where`, which branches on every pixel.
-    return (images ^ colour).bitwise_and_(_bits(keep)).bitwise_xor_(colour)
+    return images.bitwise_xor_(colour).bitwise_and_(_bits(keep)).bitwise_xor_(colour)
 
 
 def _bits(keep: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def inpaint(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     images of 112 x 112 a second, or 95 of 150 x 150. An image of which nothing is kept becomes the
     mean colour.
     """
-    filled = mean(images, keep, mean_colour)
+    filled = mean(images.clone(), keep, mean_colour)
     holes = (~keep).to(torch.uint8).cpu().numpy()
     todo = np.flatnonzero(holes.any((1, 2)) & ~holes.all((1, 2)))
     if not len(todo):

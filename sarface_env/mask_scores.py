@@ -8,6 +8,22 @@ from sarface_env.hashing import mix
 from sarface_env.scorers import Score
 
 _WORD = 62  # bits of a key that are used of every int64
+FIELDS = ("correct", "margin_correct", "margin")
+SCORE = np.dtype(list(zip(FIELDS, (np.bool_, np.bool_, np.float32), strict=True)))
+"""A `Score` of one image, for arrays of them."""
+
+
+def as_array(score: Score) -> np.ndarray:
+    """A `Score` of N images as `(N,)` of type `SCORE`."""
+    array = np.empty(len(score.margin), SCORE)
+    for field in FIELDS:
+        array[field] = getattr(score, field).cpu().numpy()
+    return array
+
+
+def as_score(array: np.ndarray) -> Score:
+    """The `Score` in an array of type `SCORE`."""
+    return Score(*(torch.from_numpy(array[field].copy()) for field in FIELDS))
 
 
 class MaskScores:
@@ -24,46 +40,41 @@ class MaskScores:
 
     def __init__(self, faces: int, bits: int, size: int = 1 << 16):
         # The first word holds the face and the first bits. Keys begin at one: zero is "empty".
-        first = _WORD - faces.bit_length()
-        self._splits = np.arange(first, bits, _WORD)
-        self._words = 1 + len(self._splits)
+        self._first = min(bits, _WORD - faces.bit_length())
+        self._starts = [0, *range(self._first, bits, _WORD)]
+        ends = [*self._starts[1:], bits]
+        self._values = [
+            np.int64(1) << np.arange(end - start)[::-1]
+            for start, end in zip(self._starts, ends, strict=True)
+        ]
         self.size = size
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         # Untouched pages of zeros take no memory.
-        self._keys = np.zeros((self.size, self._words), np.int64)
-        self._flags = np.zeros((self.size, 2), np.bool_)
-        self._margin = np.zeros(self.size, np.float32)
+        self._keys = np.zeros((self.size, len(self._starts)), np.int64)
+        self._scores = np.zeros(self.size, SCORE)
 
-    def keys(self, faces: Tensor, masks: Tensor) -> np.ndarray:
+    def keys(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """One row a pair of face `(N,)` and mask `(N, K)` bool: int64 `(N, W)`."""
-        words = [faces.numpy() + 1]
-        parts = np.split(masks.numpy(), self._splits, 1)
-        for i, part in enumerate(parts):
-            places = np.int64(1) << np.arange(part.shape[1])[::-1]
-            value = part @ places
-            if i:
-                words.append(value)
-            else:
-                words[0] = (words[0] << part.shape[1]) | value
-        return np.stack(words, 1)
+        first, *others = (
+            masks[:, start : start + len(values)] @ values
+            for start, values in zip(self._starts, self._values, strict=True)
+        )
+        return np.stack([(faces + 1 << self._first) | first, *others], 1)
 
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, Score]:
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which keys `(N, W)` are known, `(N,)` bool, and what is in their slots, known or not."""
         slots = self._slots(keys)
-        known = (self._keys[slots] == keys).all(1)
-        correct, margin_correct = torch.from_numpy(self._flags[slots]).unbind(1)
-        return known, Score(correct, margin_correct, torch.from_numpy(self._margin[slots]))
+        return (self._keys[slots] == keys).all(1), self._scores[slots]
 
-    def add(self, keys: np.ndarray, score: Score) -> None:
-        """Remember the scores of keys `(N, W)`, all different."""
+    def add(self, keys: np.ndarray, scores: np.ndarray) -> None:
+        """Remember the scores `(N,)` of keys `(N, W)`, all different."""
         slots = self._slots(keys)
-        # Of two keys with one slot the last stays, in all three tables.
+        # Of two keys with one slot the last stays, in both tables.
         self._keys[slots] = keys
-        self._flags[slots] = torch.stack([score.correct, score.margin_correct], 1).numpy()
-        self._margin[slots] = score.margin.numpy()
+        self._scores[slots] = scores
 
     def _slots(self, keys: np.ndarray) -> np.ndarray:
         state = np.zeros(len(keys), np.uint64)
@@ -74,11 +85,11 @@ class MaskScores:
     def state_dict(self) -> dict[str, Tensor]:
         """What is remembered, as tensors."""
         used = self._keys[:, 0].nonzero()[0]
-        tables = {"keys": self._keys, "flags": self._flags, "margin": self._margin}
-        return {name: torch.from_numpy(table[used]) for name, table in tables.items()}
+        keys = torch.from_numpy(self._keys[used])
+        return {"keys": keys, **vars(as_score(self._scores[used]))}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict()`."""
         self.clear()
-        correct, margin_correct = state["flags"].unbind(1)
-        self.add(state["keys"].numpy(), Score(correct, margin_correct, state["margin"]))
+        scores = Score(*(state[field] for field in FIELDS))
+        self.add(state["keys"].numpy(), as_array(scores))

@@ -4,6 +4,7 @@ Regions tile the image: every pixel belongs to exactly one. A partition is a sma
 with `names`, `selectable` and a batched `__call__(labels) -> regions`, free of loops over faces.
 """
 
+import functools
 import re
 from abc import ABC, abstractmethod
 
@@ -66,14 +67,23 @@ class Partition(ABC):
         return bits
 
     def keep_pixels(self, regions: Tensor, masks: Tensor) -> Tensor:
-        """Pixels kept `(N, H, W)` bool of region maps `(N, H, W)` under keep bits `(N, K)`."""
-        bits = self.region_bits(masks)
-        if bits.shape[1] > 32:
+        """Pixels kept `(N, H, W)` bool of region maps `(N, H, W)` under keep bits `(N, K)` bool."""
+        if len(self.names) > 32:
+            bits = self.region_bits(masks)
             return bits.gather(1, regions.flatten(1).long()).view(regions.shape)
         # A face's bits in one number, shifted by the region of the pixel: no look-up in memory.
-        places = torch.arange(bits.shape[1], device=bits.device)
-        packed = (bits.long() << places).sum(1).int()
+        weights, always = (x.to(masks.device) for x in self._packing)
+        packed = (masks * weights).sum(1, dtype=torch.int32) + always
         return (packed[:, None, None] >> regions.int()).bitwise_and_(1).bool()
+
+    @functools.cached_property
+    def _packing(self) -> tuple[Tensor, Tensor]:
+        """Bits of the selectable regions `(K,)`, and those of all others together, int32."""
+        bits = torch.ones(len(self.names), dtype=torch.int32) << torch.arange(len(self.names)).int()
+        selectable = list(self.selectable)
+        return bits[selectable], bits.sum(dtype=torch.int32) - bits[selectable].sum(
+            dtype=torch.int32
+        )
 
     def bits_by_name(self, names: list[str]) -> list[int]:
         """Action bits of the selectable regions with these names.

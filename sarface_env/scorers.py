@@ -94,11 +94,13 @@ class _RecognizerScorer:
     @torch.no_grad()
     def score(self, images: Tensor, targets: Tensor) -> Score:
         """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
+        if len(images) <= self.batch_size:
+            embedding, norm = self._engine(images)
+            return self._judge(embedding, norm.flatten(), targets.to(self.device))
         parts = []
         batches = (tensor.split(self.batch_size) for tensor in (images, targets))
         for image, target in zip(*batches, strict=True):
-            embedding, norm = self._engine(image)
-            score = self._judge(embedding, norm.flatten(), target.to(self.device))
+            score = self.score(image, target)
             parts.append((score.correct, score.margin_correct, score.margin))
         return Score(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -142,10 +144,16 @@ class MarginScorer(_RecognizerScorer):
         assert self.recognizer.head is not None
         return len(self.recognizer.head.weight)
 
+    def refresh(self) -> None:
+        """Take over changed recognizer weights; everything scored before is out of date."""
+        super().refresh()
+        assert self.recognizer.head is not None
+        self._weights = self.recognizer.head.unit_weights().detach()
+
     def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
         head = self.recognizer.head
         assert head is not None
-        cosines = head.cosines(embedding)
+        cosines = head.cosines(embedding, self._weights)
         target = cosines.gather(1, targets[:, None]).squeeze(1)
         return margin_score(cosines, head.penalise(target, norm), targets)
 

@@ -16,7 +16,9 @@ STYLES = {
     "eager, system's allocator": ("tab:gray", "o:"),
     "channels-last": ("tab:olive", "s-"),
     "engine": ("tab:blue", "^-"),
+    "engine, bfloat16": ("tab:blue", "^:"),
     "vector step": ("tab:red", "D-"),
+    "vector step, bfloat16": ("tab:red", "D:"),
     "SyncVectorEnv": ("tab:green", "v--"),
     "AsyncVectorEnv": ("tab:purple", "x--"),
 }

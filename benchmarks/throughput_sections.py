@@ -6,6 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from agents.registry import AGENTS, make_agent
 from benchmarks.throughput_setup import Eager, Setup, make_setup, plain_process
 from benchmarks.timing import interleaved
-from sarface_env.env import SARFaceEnv
+from sarface_env.env import SARFaceEnv, SARFaceVectorEnv
+from sarface_env.scorers import MarginScorer
 
 Results = dict[str, Any]
 
@@ -49,6 +51,7 @@ def rates(
     results: Results = {}
     recognizer = setup.scorer.recognizer
     eager, last = Eager(recognizer), Eager(recognizer, channels_last=True)
+    half = replace(setup, scorer=MarginScorer(recognizer, "cpu", precision="bfloat16"))
     with plain_process(setup.name) as plain:
         for n in batches:
             images = setup.batch(n)
@@ -59,9 +62,11 @@ def rates(
                 contenders["eager, system's allocator"] = (partial(plain, n), n)
                 contenders["channels-last"] = (partial(last, images), n)
                 contenders["engine"] = (partial(setup.scorer._engine, images), n)
+                contenders["engine, bfloat16"] = (partial(half.scorer._engine, images), n)
             with ExitStack() as stack:
                 if 2 in sections:
                     contenders["vector step"] = (random_steps(setup.vector(n)), n)
+                    contenders["vector step, bfloat16"] = (random_steps(half.vector(n)), n)
                 if 3 in sections and n <= sync_up_to:
                     one_by_one = gym.vector.SyncVectorEnv(
                         [setup.single] * n, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
@@ -88,21 +93,24 @@ def _single_in_a_process() -> SARFaceEnv:
 
 def agreement(setup: Setup, faces: int) -> Results:
     """Scores through the environment against the eager recognizer's on the same masked images."""
-    env = setup.vector(1)
     rows = torch.arange(min(faces, len(setup.faces)))
     rng = np.random.default_rng(0)
-    masks = torch.from_numpy(rng.random((len(rows), env.core.bits)) < 0.5)
-    ours = env.core.evaluate(rows, masks).masked
-    scorer, recognizer = setup.scorer, setup.scorer.recognizer
-    with torch.no_grad():
-        embedding, norm = recognizer.embed(env.core.apply(rows, masks))
-        eager = scorer._judge(embedding, norm.flatten(), setup.faces.labels[rows])
-    return {
-        "faces": len(rows),
-        "flags that differ": int((ours.correct != eager.correct).sum())
-        + int((ours.margin_correct != eager.margin_correct).sum()),
-        "largest difference of margins": float((ours.margin - eager.margin).abs().max()),
-    }
+    recognizer, labels = setup.scorer.recognizer, setup.faces.labels[rows]
+    results: Results = {"faces": len(rows)}
+    masks = torch.from_numpy(rng.random((len(rows), setup.vector(1).core.bits)) < 0.5)
+    for precision in ("float32", "bfloat16"):
+        scorer = MarginScorer(recognizer, "cpu", precision=precision)
+        core = SARFaceVectorEnv(1, dataset=setup.faces, recognizer=scorer).core
+        ours = core.evaluate(rows, masks).masked
+        with torch.no_grad():
+            embedding, norm = recognizer.embed(core.apply(rows, masks))
+            eager = scorer._judge(embedding, norm.flatten(), labels)
+        results[precision] = {
+            "flags that differ": int((ours.correct != eager.correct).sum())
+            + int((ours.margin_correct != eager.margin_correct).sum()),
+            "largest difference of margins": float((ours.margin - eager.margin).abs().max()),
+        }
+    return results
 
 
 def rollouts(setup: Setup, num_envs: int, seconds: float, n_steps: int = 2) -> Results:

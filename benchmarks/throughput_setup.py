@@ -147,7 +147,9 @@ def plain_process(name: str) -> Iterator[Any]:
 
     def forward(n: int) -> float:
         ours.send(n)
-        return ours.recv()
+        seconds = ours.recv()
+        time.sleep(0.02)  # its threads go on waiting actively for a moment
+        return seconds
 
     try:
         yield forward

@@ -122,7 +122,10 @@ def embed_cached(
     if cache is None:
         return embed_flipped(engine, images, progress=progress)
     network = engine.recognizer
-    digest = hashlib.blake2b(repr((network.spec, images.shape)).encode(), digest_size=16)
+    about: tuple[object, ...] = (network.spec, images.shape)
+    if engine.precision != "float32":
+        about += (engine.precision,)
+    digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for name, value in network.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().data)

@@ -137,7 +137,8 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
       `sunglasses`, `mask`, `scarf`, `mixed`; `severity`, 0.25 to 2; `occlusion_seed`.
     - `partition`: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, `sarface24xgrid4x4`.
     - `reward`: see above. `fill` of dropped pixels: `mean`, `zero`, `blur`, `inpaint` (slow).
-    - `observation` and `obs_size`: see above. `device`: `auto`, `cpu`, `cuda`.
+    - `observation` and `obs_size`: see above. `device`: `auto`, `cpu`, `cuda`. `precision` of the
+      recognizer: `float32`, `bfloat16`, `float16`, `fastest`.
 
     Photographs are aligned, occluded, parsed and enrolled at first use, with progress bars, and
     read from `$SARFACE_CACHE` (default `~/.cache/sarface`) from then on.

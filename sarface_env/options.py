@@ -3,12 +3,15 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import torch
 
 from recognizer.data.align import ARCFACE_112
 from recognizer.data.disk_cache import cache_folder
 from recognizer.data.faces import FaceSet
 from recognizer.data.faceworld import load_faceworld
+from recognizer.engine import Precision
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import Recognizer, resolve_device
 from sarface_env.core import RegionSelection
@@ -61,6 +64,10 @@ class EnvOptions:
     """Side of the observation in pixels; by default that of the faces."""
     device: str = "auto"
     """Where the recognizer runs: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    precision: Precision = "float32"
+    """Arithmetic of the recognizer: `float32`, `bfloat16`, `float16`, or `fastest`, which is
+    measured once. Half precisions may be twice as fast; margins then differ in the third digit, and
+    a face whose margin is close to zero may be judged otherwise."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, Path):
@@ -73,6 +80,10 @@ class EnvOptions:
             raise ValueError(f"unknown occlusion {self.occlusion!r}; there are {', '.join(KINDS)}")
         if not 0.25 <= self.severity <= 2:
             raise ValueError(f"severity must be in 0.25 to 2, got {self.severity}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"unknown precision {self.precision!r}; there are {', '.join(get_args(Precision))}"
+            )
         if self.folds:
             parse_folds(self.folds)
         if self.observation not in OBSERVATIONS:
@@ -104,16 +115,27 @@ _faceworld = functools.cache(load_faceworld)
 _photographs = functools.cache(load_photographs)
 
 
-@functools.cache
-def load_scorer(recognizer: str, device: str) -> MarginScorer:
+def load_scorer(recognizer: str, device: str, precision: Precision = "float32") -> MarginScorer:
     """Scorer of a recognizer with class weights by name or file, loaded once a process."""
-    return MarginScorer(_recognizer(recognizer, device), device)
+    return _scorer(recognizer, device, precision)
 
 
 @functools.cache
-def _enrolled(recognizer: str, device: str, photographs: Photographs) -> EnrolledScorer:
-    faces = _photographs(photographs)
-    return EnrolledScorer(_recognizer(recognizer, device), faces, device, cache=cache_folder())
+def _scorer(recognizer: str, device: str, precision: Precision) -> MarginScorer:
+    return MarginScorer(_recognizer(recognizer, device), device, precision=precision)
+
+
+@functools.cache
+def _enrolled(
+    recognizer: str, device: str, precision: Precision, photographs: Photographs
+) -> EnrolledScorer:
+    return _enrol(_recognizer(recognizer, device), _photographs(photographs), device, precision)
+
+
+def _enrol(
+    recognizer: Recognizer, faces: FaceSet, device: str | torch.device, precision: Precision
+) -> EnrolledScorer:
+    return EnrolledScorer(recognizer, faces, device, cache=cache_folder(), precision=precision)
 
 
 def own_scorer(options: EnvOptions, recognizer: Recognizer) -> MarginScorer | EnrolledScorer:
@@ -123,10 +145,10 @@ def own_scorer(options: EnvOptions, recognizer: Recognizer) -> MarginScorer | En
     """
     device = resolve_device(options.device)
     if options.dataset == "faceworld":
-        return MarginScorer(recognizer, device)
+        return MarginScorer(recognizer, device, precision=options.precision)
     parse = make_partition(options.partition).needs_parsing
     faces = _photographs(options.photographs(recognizer.spec.size, parse))
-    return EnrolledScorer(recognizer, faces, device, cache=cache_folder())
+    return _enrol(recognizer, faces, device, options.precision)
 
 
 def build_core(options: EnvOptions) -> RegionSelection:
@@ -156,7 +178,7 @@ def _resolve(options: EnvOptions, parse: bool) -> tuple[FaceSet, Scorer]:
             size = getattr(name, "size", ARCFACE_112.size)
             return _photographs(options.photographs(size, parse)), name
         photographs = options.photographs(_recognizer(name, device).spec.size, parse)
-        return _photographs(photographs), _enrolled(name, device, photographs)
+        return _photographs(photographs), _enrolled(name, device, options.precision, photographs)
     if options.occlusion != "clean" or options.folds:
         raise ValueError("occlusion and folds are for photographs: give their path as dataset")
     faces = options.dataset
@@ -174,5 +196,5 @@ def _resolve(options: EnvOptions, parse: bool) -> tuple[FaceSet, Scorer]:
         return faces, name
     recognizer = _recognizer(name, device)
     if recognizer.head is None:
-        return faces, EnrolledScorer(recognizer, faces, device, cache=cache_folder())
-    return faces, load_scorer(name, device)
+        return faces, _enrol(recognizer, faces, device, options.precision)
+    return faces, load_scorer(name, device, options.precision)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recognizer.data.faces import FaceSet
-from recognizer.engine import InferenceEngine
+from recognizer.engine import InferenceEngine, Precision
 from recognizer.enrolment import enrol
 from recognizer.recognizer import Recognizer, resolve_device
 
@@ -72,8 +72,15 @@ def margin_score(head_cosines: Tensor, penalised: Tensor, targets: Tensor) -> Sc
 class _RecognizerScorer:
     """What all scorers that embed faces share; subclasses give `_judge`."""
 
-    def __init__(self, recognizer: Recognizer, device: str | torch.device, batch_size: int):
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        device: str | torch.device,
+        batch_size: int,
+        precision: Precision,
+    ):
         self.device = resolve_device(device)
+        self.precision = precision
         self.batch_size = batch_size
         self.recognizer = recognizer
         self.mean_colour = recognizer.spec.mean_bgr()
@@ -88,7 +95,8 @@ class _RecognizerScorer:
     def refresh(self) -> None:
         """Take over changed recognizer weights; everything scored before is out of date."""
         self.recognizer.to(self.device).eval()
-        self._engine = InferenceEngine(self.recognizer)
+        self._engine = InferenceEngine(self.recognizer, self.precision)
+        self.precision = self._engine.precision  # measured once
         self.version += 1
 
     @torch.no_grad()
@@ -113,7 +121,7 @@ class _RecognizerScorer:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._engine = InferenceEngine(self.recognizer)
+        self._engine = InferenceEngine(self.recognizer, self.precision)
 
 
 class MarginScorer(_RecognizerScorer):
@@ -123,20 +131,25 @@ class MarginScorer(_RecognizerScorer):
         recognizer: with a head whose classes are the targets.
         device: `"auto"`, or anything torch takes.
         batch_size: images a forward pass; bounds the memory.
+        precision: of the network; see `recognizer.engine.InferenceEngine`.
 
     Raises:
         ValueError: the recognizer has no head.
     """
 
     def __init__(
-        self, recognizer: Recognizer, device: str | torch.device = "auto", batch_size: int = 256
+        self,
+        recognizer: Recognizer,
+        device: str | torch.device = "auto",
+        batch_size: int = 256,
+        precision: Precision = "float32",
     ):
         if recognizer.head is None:
             raise ValueError(
                 f"recognizer {recognizer.name!r} has no class weights; give it a head, "
                 "or enrol people with EnrolledScorer"
             )
-        super().__init__(recognizer, device, batch_size)
+        super().__init__(recognizer, device, batch_size, precision)
 
     @property
     def classes(self) -> int:
@@ -172,6 +185,7 @@ class EnrolledScorer(_RecognizerScorer):
         batch_size: images a forward pass; bounds the memory.
         cache: folder to keep the embeddings of the first enrolment in.
         least: images that a person needs; see `enrol`.
+        precision: of the network; see `recognizer.engine.InferenceEngine`.
 
     Attributes:
         targets: the number of every face in `faces`, what `score` is to be asked.
@@ -188,12 +202,13 @@ class EnrolledScorer(_RecognizerScorer):
         batch_size: int = 256,
         cache: Path | None = None,
         least: int = 2,
+        precision: Precision = "float32",
     ):
         self._cache, self._least = cache, least
         uncovered = faces.images if faces.clean is None else faces.clean
         self._uncovered = FaceSet(uncovered, faces.labels, faces.names)
         self.targets = torch.arange(len(faces))
-        super().__init__(recognizer, device, batch_size)
+        super().__init__(recognizer, device, batch_size, precision)
 
     def refresh(self) -> None:
         """Take over changed recognizer weights, and enrol everybody anew."""

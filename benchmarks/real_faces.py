@@ -8,10 +8,13 @@ a stopped run goes on where it was. `real_faces.md` is then written from the fil
 
 import json
 import logging
+import shlex
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import policies
 from benchmarks.common import RESULTS
@@ -115,13 +118,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_all(options: Options) -> None:
     """Every step that is not done yet, the most telling ones first."""
-    runs = {
-        f"{kind}-{seed}": training_options(options, kind, seed)
-        for seed in options.seeds
-        for kind in options.trained
-    }
-    for name, run in runs.items():
-        make_run(options, name, run)
+    for seed in options.seeds:
+        for kind in options.trained:
+            make_run(options, f"{kind}-{seed}", training_command(options, kind, str(seed)))
     general = [str(options.runs / f"mixed-{seed}") for seed in options.seeds]
     for kind in options.judged:
         special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
@@ -139,42 +138,48 @@ def make_all(options: Options) -> None:
         together = []
         for seed in options.seeds:
             for name, extra in ALTERNATING.items():
-                run = training_options(options, "mixed", seed, [*options.turns, *extra])
-                make_run(options, f"{name}-{seed}", replace(run, alternate=True))
+                argv = training_command(options, "mixed", str(seed))
+                argv += ["--alternate", "true", *options.turns, *extra]
+                make_run(options, f"{name}-{seed}", argv)
                 together.append(str(options.runs / f"{name}-{seed}"))
         for kind in ("mixed", "clean"):
             judge(options, f"alternating-{kind}", kind, ["clean", "keep-all", *together])
 
 
-def training_options(
-    options: Options, kind: str, seed: int, further: list[str] | None = None
-) -> TrainOptions:
-    """Options of one run of `train_agent.py`."""
-    argv = [*training_command(options, kind, seed), *(further or [])]
-    return parse_options(TrainOptions, argv, SHORT)
-
-
-def training_command(options: Options, kind: str, seed: int) -> list[str]:
+def training_command(options: Options, kind: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one agent."""
     where = ["--data", str(options.data), "--folds", options.folds]
     where += ["--recognizer", options.recognizer, "--parser", options.parser]
-    where += ["--occlusion", kind, "--seed", str(seed)]
-    return [*where, *options.train]
+    return [*where, "--occlusion", kind, "--seed", seed, *options.train]
 
 
-def make_run(options: Options, name: str, run: TrainOptions) -> None:
-    """Train, or go on training, one agent, unless that is done."""
+def make_run(options: Options, name: str, argv: list[str]) -> None:
+    """Train, or go on training, one agent, unless that is done; note what it took."""
     folder = options.runs / name
-    run = replace(run, run=str(folder), resume=True)
-    if (folder / "last" / "agent.safetensors").is_file():
-        return
-    _log.info("training %s", folder)
-    prepare_run(folder, resume=True)
-    check_config(run, folder)
-    if run.alternate:
-        train_in_turn(run, folder)
-    else:
-        train(run, folder)
+    argv = [*argv, "--run", str(folder)]
+    if not (folder / "last" / "agent.safetensors").is_file():
+        _log.info("training %s", folder)
+        run = parse_options(TrainOptions, [*argv, "--resume", "true"], SHORT)
+        prepare_run(folder, resume=True)
+        check_config(run, folder)
+        if run.alternate:
+            train_in_turn(run, folder)
+        else:
+            train(run, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    metrics: dict[str, Any] = {}
+    for line in lines:
+        metrics |= json.loads(line)
+    path = options.results / "runs.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    about[name] = {
+        "command": shlex.join(["python", "train_agent.py", *argv]),
+        "seconds": torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["seconds"],
+        "steps": metrics["step"],
+        "recognizer_calls": metrics.get("charts/recognizer_calls", 0),
+    }
+    write_json(path, about)
 
 
 def judge(

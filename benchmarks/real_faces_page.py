@@ -43,6 +43,7 @@ KINDS = {
 def write_page(folder: Path) -> Path:
     """Write `FOLDER.md` and its figures from the JSON files of the folder; returns its path."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs = found.pop("runs", {})
     page, name = folder.with_suffix(".md"), folder.name
     figures = {"accuracy": _accuracy(found), "dropped": _maps(found)}
     pictures = {}
@@ -53,13 +54,13 @@ def write_page(folder: Path) -> Path:
     parts = [INTRODUCTION, *_targets(found), pictures.get("accuracy", "")]
     for kind, title in KINDS.items():
         if kind in found:
-            parts += [f"## {title}\n", _policies(found[kind]), _origin(found[kind])]
+            parts += [f"## {title}\n", _policies(found[kind]), _origin(found[kind], runs)]
     if "mixed" in found:
         parts += _dropped(found["mixed"], pictures.get("dropped", ""))
     parts += _compared(found, "partition", "Partitions, by what oracles do with them")
     parts += _compared(found, "fill", "Fills")
-    parts += _alternating(found)
-    parts.append(_cost(found))
+    parts += _alternating(found, runs)
+    parts.append(_cost(found, runs))
     page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts if part))
     return page
 
@@ -118,13 +119,17 @@ def _policies(found: dict[str, Any]) -> str:
     return _table([*headers, "TAR @ FAR 0.1 %", "rank-1 %", "to keep-all"], rows)
 
 
-def _origin(found: dict[str, Any]) -> str:
-    command = shlex.join(["python", "-m", "benchmarks.policies", *found["arguments"]])
+def _origin(found: dict[str, Any], runs: dict[str, Any]) -> str:
+    """How a table was made: the commands of its trained rows, and its own."""
+    names = [row["name"].removesuffix("/last") for row in found["policies"]]
+    commands = [runs[name]["command"] for name in names if name in runs]
+    commands.append(shlex.join(["python", "-m", "benchmarks.policies", *found["arguments"]]))
     ways = len(found["options"]["occlusion_seeds"])
+    text = "\n".join(commands)
     return (
         f"{found['pairs']} pairs ({ways} occlusions of each), {found['probes']} probes for rank-1; "
         f"made in {found['seconds']:.0f} s at commit {found['environment']['commit']} by\n\n"
-        f"```bash\n{command}\n```"
+        f"```bash\n{text}\n```"
     )
 
 
@@ -212,10 +217,10 @@ def _compared(found: dict[str, Any], what: str, title: str) -> Iterator[str]:
             cells.append("" if row is None else f"{_number(row['metrics']['accuracy'])}{kept}")
         lines.append(cells)
     yield _table([what, *names], lines)
-    yield _origin(next(iter(chosen.values())))
+    yield _origin(next(iter(chosen.values())), {})
 
 
-def _alternating(found: dict[str, Any]) -> Iterator[str]:
+def _alternating(found: dict[str, Any], runs: dict[str, Any]) -> Iterator[str]:
     if "alternating-mixed" not in found:
         return
     yield "## Recognizer and agent trained in turn\n"
@@ -234,18 +239,23 @@ def _alternating(found: dict[str, Any]) -> Iterator[str]:
             lines.append(cells)
         yield f"Occlusion: {kind}\n"
         yield _table(["recognizer", "masked", "to keep-all", "full", "to keep-all"], lines)
-    yield _origin(found["alternating-mixed"])
+    yield _origin(found["alternating-mixed"], runs)
 
 
-def _cost(found: dict[str, Any]) -> str:
-    seconds = sum(value.get("seconds", 0) for value in found.values())
+def _cost(found: dict[str, Any], runs: dict[str, Any]) -> str:
+    judging = sum(value.get("seconds", 0) for value in found.values())
+    training = sum(run["seconds"] for run in runs.values())
     machine = next(iter(found.values()))["environment"]["machine"] if found else {}
+    rows = [
+        [name, str(run["steps"]), f"{run['recognizer_calls']:.0f}", f"{run['seconds']:.0f}"]
+        for name, run in runs.items()
+    ]
+    table = _table(["run", "faces", "recognizer calls", "seconds"], rows)
     return (
-        "## Time\n\n"
-        f"Judging took {seconds / 60:.0f} minutes in all ({machine.get('processor', '')}, "
-        f"{machine.get('cores', '')} cores); trainings say their own in metrics.jsonl of their run "
-        "folders. Everything is made, or gone on with, by\n\n"
-        "```bash\npython -m benchmarks.real_faces --data FOLDER\n```"
+        f"## Time\n\nTrainings took {training / 60:.0f} minutes in all, judging "
+        f"{judging / 60:.0f} ({machine.get('processor', '')}, {machine.get('cores', '')} cores). "
+        "Everything is made, or gone on with, by `python -m benchmarks.real_faces --data FOLDER`, "
+        f"and tried out in minutes with `--reduced true`.\n\n{table}"
     )
 
 

@@ -45,7 +45,7 @@ from recognizer.loader import load_recognizer, recognizer_names
 from recognizer.runs import write_json
 from sarface_env.core import RegionSelection
 from sarface_env.options import EnvOptions, build_core
-from sarface_env.partitions import CELEBA19
+from sarface_env.partitions import CELEBA19, make_partition
 from sarface_env.photographs import KINDS, pairs_of, parse_folds
 
 POLICIES = {
@@ -63,6 +63,8 @@ EPILOG = f"""\
 A policy is the folder RUN of a run of train_agent.py, for the agent that was best on its validation
 faces, RUN/last for the last one, or:
 {chr(10).join(f"  {name:<16} {what}" for name, what in POLICIES.items())}
+
+NAME@PARTITION, such as fixed@sarface24, uses another partition than --partition.
 
 Data is a folder in LFW's form: images/NAME/NAME_0001.jpg, pairs.txt and perhaps landmarks.csv.
 --folds 8-10 reports these folds, each by a threshold from the others; --folds 1-5/6/7 says which
@@ -124,7 +126,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> Path:
     """Judge all policies; prints the table, writes JSON and figure, and returns the JSON's path."""
-    runs = {name: Run.read(name) for name in options.policies if name not in POLICIES}
+    named = {name: name.partition("@") for name in options.policies}
+    runs = {name: Run.read(name) for name, parts in named.items() if parts[0] not in POLICIES}
+    for _, _, partition in named.values():
+        make_partition(partition or "sarface24")
     if not options.data.is_dir():
         raise FileNotFoundError(f"no folder of faces at {options.data}")
     about, bench = environment(), Bench(options, runs)
@@ -230,6 +235,8 @@ class Bench:
             severity=options.severity,
             device=options.device,
         )
+        if any(name.startswith("fixed") for name in options.policies):
+            self.training_options(self.base)  # to fail early
         recognizer = load_recognizer(options.recognizer, options.device)
         report, others = folds_of(options)
         self.size = recognizer.spec.size
@@ -272,7 +279,9 @@ class Bench:
             judge, env = self.main, self.base
             if name == "clean":
                 return {"name": name, "judge": judge, "result": judge.clean()}
-            keep = self._baselines()[name]()
+            what, _, partition = name.partition("@")
+            env = replace(env, partition=partition or env.partition)
+            keep = self._baselines(env)[what]()
         self.shown[name] = judge.show(self.examples, keep, env.fill)
         if env.parser != options.parser:
             logging.warning(f"{name} was trained with parser {env.parser}, not {options.parser}")
@@ -302,7 +311,7 @@ class Bench:
 
         return kept_by(env, masks)
 
-    def _baselines(self) -> dict[str, Callable[[], Tensor]]:
+    def _baselines(self, options: EnvOptions) -> dict[str, Callable[[], Tensor]]:
         faces = self.data.faces
         everything = torch.ones(faces.images.shape[0], *faces.images.shape[2:], dtype=torch.bool)
 
@@ -316,50 +325,51 @@ class Bench:
 
         return {
             "keep-all": lambda: everything,
-            "random": self._random,
-            "fixed": self._fixed,
+            "random": lambda: self._random(options),
+            "fixed": lambda: self._fixed(options),
             "face-only": face_only,
             "oracle-occluder": occluder,
-            "oracle-regions": self._covered_regions,
-            "greedy": self._greedy,
+            "oracle-regions": lambda: self._covered_regions(options),
+            "greedy": lambda: self._greedy(options),
         }
 
-    def _random(self) -> Tensor:
+    def _random(self, options: EnvOptions) -> Tensor:
         generator = torch.Generator().manual_seed(self.options.seed)
-        env = self._env(self.base)
+        env = self._env(options)
         return kept_by(
             env, lambda _, rows: torch.rand(len(rows), env.core.bits, generator=generator) < 0.5
         )
 
-    def _covered_regions(self) -> Tensor:
-        env = self._env(self.base)
+    def _covered_regions(self, options: EnvOptions) -> Tensor:
+        env = self._env(options)
         return kept_by(env, lambda _, rows: covered_regions(env.core, rows))
 
-    def _greedy(self) -> Tensor:
-        core = (env := self._env(self.base)).core
+    def _greedy(self, options: EnvOptions) -> Tensor:
+        core = (env := self._env(options)).core
         every = torch.arange(len(core))
         masks = cached_masks(core, "greedy", lambda: best_masks(core.evaluate, every, core.bits))
         return kept_by(env, lambda _, rows: masks[torch.from_numpy(rows)])
 
-    def _fixed(self) -> Tensor:
-        core: RegionSelection = build_core(self.training_options())
-        calls = self.options.fixed_calls
-        some = np.random.default_rng(0).permutation(len(core))[: max(1, calls // (3 * core.bits))]
-        index = torch.from_numpy(some)
+    def _fixed(self, options: EnvOptions) -> Tensor:
+        core: RegionSelection = build_core(self.training_options(options))
+        # Each region that a face has is scored about three times.
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(core)))
+        each = 3 * core.present(order[:64]).sum(1).double().mean()
+        index = order[: max(1, int(self.options.fixed_calls / each))]
         name = f"fixed {len(index)}"
         mask = cached_masks(core, name, lambda: best_mask(core.evaluate, index, core.bits))
-        return kept_by(self._env(self.base), lambda _, rows: mask.expand(len(rows), -1))
+        return kept_by(self._env(options), lambda _, rows: mask.expand(len(rows), -1))
 
-    def training_options(self) -> EnvOptions:
+    def training_options(self, env: EnvOptions) -> EnvOptions:
         """The training people that the fixed mask is found on: of the data, else of a run.
 
         Raises:
             ValueError: there are none.
         """
         if "/" in self.options.folds:
-            return replace(self.base, split="train", folds=self.options.folds)
+            return replace(env, split="train", folds=self.options.folds)
         for run in self.runs.values():
-            return replace(self.base, dataset=run.env.dataset, split="train", folds=run.env.folds)
+            return replace(env, dataset=run.env.dataset, split="train", folds=run.env.folds)
         raise ValueError(
             "the fixed mask is found on people for training: give --folds TRAIN/VAL/TEST, or a run "
             "whose training people are taken"

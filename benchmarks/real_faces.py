@@ -26,9 +26,12 @@ from train_agent import SHORT, TrainOptions, check_config, train, train_in_turn
 _log = logging.getLogger(__name__)
 TRAINED = ("mixed", "mask", "patch", "sunglasses")
 JUDGED = (*TRAINED, "object", "scarf", "clean")
-PARTITIONS = ("sarface24", "celeba19", "grid5x5", "grid7x7", "grid10x10", "celeba19xgrid4x3")
+PARTITIONS = (
+    *("sarface24", "celeba19", "grid5x5", "grid7x7", "grid10x10"),
+    *("sarface24xgrid4x4", "celeba19xgrid4x3"),
+)
 FILLS = ("mean", "zero", "blur", "inpaint")
-BASELINES = ("clean", "keep-all", "random", "fixed", "face-only")
+BASELINES = ("clean", "keep-all", "random", "fixed", "fixed@sarface24", "face-only")
 ORACLES = ("oracle-occluder", "oracle-regions", "greedy")
 # Alternating training and its controls: the same steps of the recognizer on other faces.
 ALTERNATING = {
@@ -68,7 +71,7 @@ class Options:
     """Train recognizer and agent in turn, and the controls."""
     train: list[str] = field(
         default_factory=lambda: [
-            *("--agent", "gain", "--partition", "grid7x7", "--reward", "margin"),
+            *("--agent", "gain", "--partition", "sarface24xgrid4x4", "--reward", "margin"),
             *("--obs_size", "75", "--steps", "12288", "--validate_every", "3072"),
         ]
     )
@@ -132,7 +135,7 @@ def make_all(options: Options) -> None:
         chosen = ["--split", "val", "--partition", partition]
         judge(options, f"partition-{partition}", "mixed", names, chosen, [0])
     for fill in options.fills:
-        chosen = ["--split", "val", "--fill", fill, "--partition", "grid7x7"]
+        chosen = ["--split", "val", "--fill", fill, "--partition", "sarface24xgrid4x4"]
         judge(options, f"fill-{fill}", "mixed", ["keep-all", *ORACLES[:2]], chosen, [0])
     if options.alternate:
         together = []

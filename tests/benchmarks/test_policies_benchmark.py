@@ -153,12 +153,14 @@ def test_table_json_figure_and_runs(folder, weights, tmp_path, monkeypatch, caps
     )
     policies.main(
         [*common_options, "--folds", "1/2/3", "--occlusion", "patch", "--samples", "50"]
-        + ["--policies", *policies.POLICIES, str(tmp_path / "learned"), "--fixed-calls", "50"]
+        + ["--policies", *policies.POLICIES, "fixed@sarface24", str(tmp_path / "learned")]
+        + ["--fixed-calls", "50"]
         + ["--examples", str(tmp_path / "examples.png")]
     )
     found = json.loads((tmp_path / "results" / "policies.json").read_text())
     rows = {row["name"]: row for row in found["policies"]}
-    assert list(rows) == [*policies.POLICIES, "learned"]
+    assert list(rows) == [*policies.POLICIES, "fixed@sarface24", "learned"]
+    assert rows["fixed@sarface24"]["partition"] == "sarface24"
     assert found["pairs"] == 6
     for row in rows.values():
         assert row["full"]["accuracy"] == rows["keep-all"]["metrics"]["accuracy"]
@@ -223,8 +225,9 @@ def test_bad_input(folder, weights, tmp_path, caplog):
             policies.main(["--data", str(folder), "--recognizer", weights, *options])
 
     fails(r"nothing is neither a run .* nor the name of a policy", "--policies", "nothing")
-    fails("fold 2 alone has no threshold", "--folds", "2")
-    fails("folds 0 to 2, not", "--folds", "2-5")
+    fails("unknown partition 'hexagons'", "--policies", "random@hexagons")
+    fails("fold 2 alone has no threshold", "--folds", "2", "--policies", "random")
+    fails("folds 0 to 2, not", "--folds", "2-5", "--policies", "random")
     fails("fixed mask is found on people for training", "--policies", "fixed")
     with pytest.raises(SystemExit, match="no folder of faces at"):
         policies.main(["--data", str(tmp_path / "no"), "--recognizer", weights, "--folds", "1-2"])

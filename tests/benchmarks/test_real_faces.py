@@ -36,7 +36,7 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
         assert text in page
     for name in ("alternating-0", "random-masks-0", "unmasked-0", "sarface24", "mean"):
         assert f"| {name} |" in page
-    assert "--policies clean keep-all random fixed face-only" in page
+    assert "--policies clean keep-all random fixed fixed@sarface24 face-only" in page
     assert (options.results / "accuracy.png").stat().st_size > 10_000
 
     def never(*_):

@@ -241,7 +241,9 @@ class Bench:
         report, others = folds_of(options)
         self.size = recognizer.spec.size
         photographs = replace(self.base.photographs(self.size, True), folds="")
-        self.data: PairFaces = load_pair_faces(photographs, report, others, options.occlusion_seeds)
+        self.data: PairFaces = load_pair_faces(
+            photographs, report, others, options.occlusion_seeds, options.pairs
+        )
         self.judges: dict[str, Judge] = {}
         self.shown: dict[str, Tensor] = {}
         rows = [

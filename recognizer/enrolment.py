@@ -108,7 +108,8 @@ def enrol(
     if not len(people):
         raise ValueError(f"enrolment needs people with two or more images; {len(single)} have one")
     if single:
-        _log.info("%d people with a single image are not enrolled: %s", len(single), single)
+        shown = ", ".join([*single[:10], *["..."][: len(single) - 10]])
+        _log.info("%d people with a single image are not enrolled: %s", len(single), shown)
     # Not a copy where it can be a memory-mapped file.
     images = faces.images if len(rows) == len(faces) else faces.images[rows]
     embeddings = embed_cached(engine, images, progress, cache)

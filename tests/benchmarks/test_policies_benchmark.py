@@ -244,6 +244,9 @@ def test_bad_input(folder, weights, tmp_path, caplog):
     policies.main(["--data", str(copy), "--recognizer", weights, "--policies", "keep-all", *out])
     found = json.loads((tmp_path / "policies.json").read_text())
     assert found["pairs"] == 18 - 4
+    few = ["--folds", "2-3", "--pairs", "1", "--policies", "keep-all"]
+    policies.main(["--data", str(folder), "--recognizer", weights, *few, *out])
+    assert json.loads((tmp_path / "policies.json").read_text())["pairs"] == 4
     said = [r.getMessage() for r in caplog.records if "p12_0007" in r.getMessage()]
     assert len(said) == 1
     assert "p10_0001" in said[0]

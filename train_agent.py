@@ -60,7 +60,7 @@ class TrainOptions:
     """Delete the run of this folder and start again."""
     seed: int = 0
     """Seed of the agent, of exploration and of the order of the faces."""
-    steps: int = 18_432
+    steps: int = 8_192
     """Faces to decide on in training."""
     num_envs: int = 32
     """Faces decided on at once; one update each."""
@@ -154,15 +154,9 @@ def check_config(options: TrainOptions, folder: Path) -> None:
     Raises:
         ValueError: the run was started with other options; the message names them.
     """
-    free = (
-        "run",
-        "resume",
-        "overwrite",
-        "save_every",
-        "eval_faces",
-        "eval_split",
-        "fixed_mask_faces",
-    )
+    free = {"run", "resume", "overwrite", "save_every", "eval_faces", "eval_split"}
+    free |= {"fixed_mask_faces", *AGENTS} - {options.agent}
+    free |= set() if options.alternate else {"alternating"}
     ours = asdict(options)
     path = folder / "config.json"
     if options.resume and path.exists():
@@ -210,7 +204,7 @@ def train(options: TrainOptions, folder: Path) -> Agent:
     agent = build_agent(options, make_env(options, "train"), folder)
     validation = Validation(make_env(options, "val", JUDGE), options.val_faces)
     checkpoint = folder / "checkpoint.pt"
-    validated, done, seconds = -1, None, 0.0
+    validated, done, seconds = -1, None, [0.0, 0.0]
     if options.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         agent.load_training_state(state["agent"])
@@ -279,7 +273,7 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
     validation = Validation(make_env(options, "val", JUDGE, judge), options.val_faces)
     training = Alternation(agent, updates, lambda: validation(agent), schedule)
     checkpoint = folder / "checkpoint.pt"
-    done, seconds = None, 0.0
+    done, seconds = None, [0.0, 0.0]
     if options.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         training.load_state_dict(state["training"])
@@ -298,7 +292,7 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
 
     def after_phase(metrics: dict[str, float]) -> None:
         if metrics:
-            progress.log(training.faces, metrics)
+            progress.log(training.faces, metrics | {"charts/recognizer_calls": _calls(agent)})
             progress.metrics.picture("kept", training.faces, validation.picture())
         save()
 

@@ -1,6 +1,7 @@
 """Policy gradients with respect to masks that were scored: what REINFORCE and GRPO share."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,9 @@ class LearnerOptions:
     epochs: int = 4
     """Gradient steps on every batch. The first is the policy gradient; the others reweight what was
     sampled by how likely it has become, because scoring a mask costs more than a gradient step."""
+    replay: int = 0
+    """Past batches kept; all gradient steps on a batch but the first are then taken on it or on one
+    of these, drawn at random."""
     entropy: float = 0.15
     """Weight of the entropy bonus at the start, in units of the advantages' spread; it falls to
     zero with the learning rate. Without it the policy settles on keeping everything, because most
@@ -41,6 +45,9 @@ class LearnerOptions:
     """Gradients are scaled down to this length."""
 
     def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("replay", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("bound", "bound_end"):
             value = getattr(self, name)
             if value is not None and not 0.5 < value <= 1:
@@ -57,6 +64,7 @@ class Batch:
         present: which regions the faces have `(N, K)`.
         masks: sampled keep bits `(N, S, K)`.
         advantage: of every sampled bit `(N, S, K)`.
+        log_prob: of every sampled bit when it was sampled `(N, S, K)`.
     """
 
     obs: Tensor
@@ -64,6 +72,7 @@ class Batch:
     present: Tensor
     masks: Tensor
     advantage: Tensor
+    log_prob: Tensor
 
 
 class Learner(Agent):
@@ -80,8 +89,13 @@ class Learner(Agent):
         self.policy = make_policy(self.layout, self.options.width, self.options.keep)
         self.policy.to(self.device)
         self.optimizer = self._make_optimizer()
+        self._batches: deque[Batch] = deque(maxlen=1 + self._replay)
         self._obs: Any = None
         self._info: dict[str, Any] = {}
+
+    @property
+    def _replay(self) -> int:
+        return getattr(self.options, "replay", 0)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         decay = self.options.weight_decay
@@ -110,18 +124,23 @@ class Learner(Agent):
         scale = batch.advantage.square().sum() / batch.advantage.count_nonzero().clamp_min(1)
         batch.advantage = batch.advantage / scale.sqrt().clamp_min(1e-6)
 
-        present = batch.present.to(self.device)
-        sampled, credit = batch.masks.to(self.device).float(), batch.advantage.to(self.device)
+        self._batches.append(batch)
         for epoch in range(options.epochs):
             if epoch:
-                logits = self.explore(self.policy(obs), progress)
+                if len(self._batches) > 1:
+                    drawn = torch.randint(len(self._batches), (), generator=self.generator)
+                    batch = self._batches[int(drawn)]
+                logits = self.explore(self.policy(batch.obs), progress)
+            sampled, credit = batch.masks.to(self.device).float(), batch.advantage.to(self.device)
             log_prob = -F.binary_cross_entropy_with_logits(
                 logits[:, None].expand(sampled.shape), sampled, reduction="none"
             )
             if epoch == 0:
-                before = log_prob.detach()
+                batch.log_prob = log_prob.detach()
             # One in the first epoch: then the gradient is the policy gradient.
-            objective = self._surrogate((log_prob - before).exp(), credit).sum(2).mean()
+            ratio = (log_prob - batch.log_prob).exp()
+            objective = self._surrogate(ratio, credit).sum(2).mean()
+            present = batch.present.to(self.device)
             entropy = (Bernoulli(logits=logits).entropy() * present).sum(1).mean()
             policy_loss = self._penalty(batch, logits) - objective
             loss = policy_loss - options.entropy * left * entropy
@@ -167,8 +186,7 @@ class Learner(Agent):
             torch.ones_like(logits, dtype=torch.bool)
             if present is None
             else torch.from_numpy(present),
-            torch.empty(0),
-            torch.empty(0),
+            *(torch.empty(0) for _ in range(3)),
         )
         return batch, self._score(batch, logits)
 
@@ -198,14 +216,18 @@ class Learner(Agent):
 
     def training_state(self) -> dict[str, Any]:
         """See `Agent.training_state`."""
+        # The next batch pushes the oldest out.
+        kept = list(self._batches)[-self._replay :] if self._replay else []
         return super().training_state() | {
             "optimizer": self.optimizer.state_dict(),
             "env": None if self._obs is None else self.env.unwrapped.state_dict(),
+            "batches": [vars(batch) for batch in kept],
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """See `Agent.load_training_state`."""
         super().load_training_state(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        self._batches.extend(Batch(**batch) for batch in state["batches"])
         if state["env"] is not None:
             self._obs, self._info = self.env.unwrapped.resume(state["env"])

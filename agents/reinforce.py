@@ -16,7 +16,7 @@ Baseline = Literal["none", "moving_average", "self_critical", "full", "per_bit",
 class ReinforceOptions(LearnerOptions):
     """Options of REINFORCE."""
 
-    baseline: Baseline = "per_bit"
+    baseline: Baseline = "counterfactual"
     """What a sampled mask's reward is compared with. For the whole mask: nothing, a moving average
     of rewards, the reward of the most likely mask (`self_critical`), or that of the full image
     (`full`). Bit by bit: the reward with this bit at its most likely value (`per_bit`), or with
@@ -39,7 +39,7 @@ class ReinforceOptions(LearnerOptions):
 
 
 class Reinforce(Learner):
-    """REINFORCE (Williams, 1992); the default baseline is self-critical, bit by bit.
+    """REINFORCE (Williams, 1992); by default every bit is compared with its flip.
 
     With baseline `per_bit`, the advantage of a sampled bit is the reward of the sampled mask minus
     that of the same mask with this bit at its most likely value: the greedy baseline of Rennie et

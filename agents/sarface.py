@@ -12,17 +12,17 @@ from agents.learner import Learner
 
 @dataclass
 class SarfaceOptions:
-    """Options of the published rule; it does not say any of them."""
+    """Options of the published rule, which does not say any of them: tuned as those of others."""
 
     lr: float = 1e-3
     """Learning rate of Adam; constant."""
     entropy: float = 0.01
     """Weight of what the published code calls entropy."""
-    noise: float = 0.1
+    noise: float = 0.03
     """Standard deviation of the noise added to probabilities while training."""
     width: int = 24
     """Channels of the policy network's first layer."""
-    keep: float = 0.5
+    keep: float = 0.75
     """Probability with which every region is kept before training."""
 
 

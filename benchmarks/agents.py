@@ -1,13 +1,11 @@
-"""Agents against baselines and oracles on the embedded face world, several seeds.
+"""Agents x seeds on the embedded face world: learning curves, gap to the oracle, regret.
 
-Trains every seed, evaluates all policies on the same held-out faces, and reports how much of the
-gap in margin-correct rate between keep-all and the exhaustive oracle each closes. The unit of
-replication is the training seed.
+Every training is stored as it ends in the folder `runs`; the table, the JSON file and the figure
+are made of what is there once all have ended. Several processes may divide the trainings:
+`--part 1/2` and `--part 2/2`, and then the command without `--part`.
 """
 
-import json
-import tempfile
-import time
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,133 +13,259 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from agents.baselines import ExhaustiveOracle, FixedMask, KeepAll
-from agents.evaluation import METRICS, Result, evaluate
-from benchmarks.common import RESULTS, environment, print_table, write_results
+from benchmarks import common
+from benchmarks.common import environment, print_table, write_results
+from benchmarks.seeds import first_reached, interval, iqm, summary
+from benchmarks.trainings import Variant, references, share, stored, trained
 from recognizer.cli import parse_options
-from train_agent import JUDGE, TrainOptions, make_env, train
+from train_agent import TrainOptions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# 97.5 % quantile of Student's t with n - 1 degrees of freedom.
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+PUBLISHED = "sarface"
+VARIANTS = {
+    "sarface": Variant("sarface", reward="flip_plain", length=6),
+    "reinforce": Variant("reinforce", length=2),
+    "reinforce, per bit": Variant("reinforce", {"baseline": "per_bit"}, length=1.5),
+    "grpo": Variant("grpo", length=1.5),
+    "gain": Variant("gain", length=2),
+    "ppo": Variant("ppo", length=2),
+    "maskable_ppo": Variant("maskable_ppo", length=2),
+}
+COLUMNS = ("steps", "recognizer calls", "processor seconds")
 
 
 @dataclass
 class Options:
     """Train agents on the embedded face world with several seeds and compare them with oracles."""
 
+    agents: list[str] = field(default_factory=lambda: list(VARIANTS))
+    """Which agents: `sarface` (the published rule with its reward), `reinforce`,
+    `reinforce, per bit` (with that baseline), `grpo`, `gain`, `ppo`, `maskable_ppo`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Training seeds."""
+    runs: str = "runs/agents"
+    """Folder of the trainings; those that are there are not made again."""
+    part: str = ""
+    """Only train, and only this share of the trainings: `1/2`, `2/2`, ..."""
     name: str = "agents"
     """Name of the files in benchmarks/results."""
-    train: TrainOptions = field(default_factory=lambda: TrainOptions(eval_faces=400))
-    """Options of every training."""
+    train: TrainOptions = field(
+        default_factory=lambda: TrainOptions(
+            steps=3072, validate_every=128, save_every=1000, eval_faces=1000
+        )
+    )
+    """Options of every training. `steps` and `validate_every` are multiplied by the agent's own
+    factor, so that all agents make about as many recognizer calls."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.agents if name not in VARIANTS]:
+            raise ValueError(f"unknown agents {unknown}; there are {', '.join(VARIANTS)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `python -m benchmarks.agents`."""
-    options = parse_options(Options, argv)
-    about = environment("gymnasium")
-    env = make_env(options.train, options.train.eval_split, JUDGE)
-    faces = len(env.unwrapped.core)  # type: ignore[attr-defined]
-    indices = np.random.default_rng(0).permutation(faces)[: options.train.eval_faces]
-    fixed = FixedMask.search(make_env(options.train, "train", JUDGE), faces=512)
-    references = {
-        policy.name: evaluate(policy, env, indices)
-        for policy in (KeepAll(env), FixedMask(env, fixed.mask), ExhaustiveOracle(env, True))
+    try:
+        options = parse_options(Options, argv)
+        results = run(options)
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmarks.agents: {error}")
+    if options.part:
+        return
+    base = stored(Path(options.runs) / "references.json", lambda: measure_references(options))
+    payload = {
+        "environment": environment("gymnasium", "stable-baselines3"),
+        "commit_of_trainings": sorted({r["made"]["commit"] for rs in results.values() for r in rs}),
+        "options": asdict(options),
+        **summarise(base, results),
     }
-    runs = [run_seed(seed, options, env, indices) for seed in options.seeds]
-    payload = {"environment": about, "options": asdict(options)} | summarise(references, runs)
     write_results(options.name, payload)
-    draw(payload, RESULTS / f"{options.name}.png")
     report(payload)
+    draw(payload, results, common.RESULTS / f"{options.name}.png")
 
 
-def run_seed(seed: int, options: Options, env: Any, indices: np.ndarray) -> dict[str, Any]:
-    """Train one seed and evaluate it; returns its result, learning curve and cost."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        agent = train(replace(options.train, seed=seed), Path(folder))
-        seconds = time.monotonic() - start
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    curve = [json.loads(line) for line in lines]
+def run(options: Options) -> dict[str, list[dict[str, Any]]]:
+    """Train what is asked for and not there yet: results of every agent, one a seed."""
+    jobs = [(name, seed) for seed in options.seeds for name in options.agents]
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, seed in share(jobs, options.part or "1/1"):
+        folder = Path(options.runs) / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
+        print(f"{name}, seed {seed}", flush=True)
+        train = VARIANTS[name].fill_in(options.train, seed)
+        results.setdefault(name, []).append(trained(train, folder))
+    return results
+
+
+def measure_references(options: Options) -> dict[str, Any]:
+    """Constants and oracles on the same faces."""
+    return references(replace(options.train, num_envs=256), fixed_mask_faces=1024)
+
+
+def summarise(base: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Numbers of every agent: see `about` in what is returned."""
+    policies = base["policies"]
+    keep, fixed, oracle = (
+        policies[name]["margin-correct"]["mean"]
+        for name in ("keep-all", "best fixed mask", "exhaustive oracle")
+    )
+    best_reward = policies["exhaustive oracle"]["reward"]["mean"]
+    agents = {}
+    for name, runs in results.items():
+        rates = np.array([run["scores"]["margin-correct"] for run in runs])
+        x, y = _curve(runs)
+        target = _gain_target(y, base["validation"]["keep-all"], 0.9)
+        agents[name] = {
+            "margin-correct": summary(rates),
+            "correct": summary([run["scores"]["correct"] for run in runs]),
+            "kept pixels": summary([run["scores"]["kept pixels"] for run in runs]),
+            "gap closed": summary((rates - keep) / (oracle - keep)),
+            "regret": summary([best_reward - run["scores"]["reward"] for run in runs]),
+            "beats best fixed mask": int((rates > fixed).sum()),
+            "to 90 % of the final gain": dict(
+                zip(COLUMNS, (first_reached(column, y, target) for column in x.T), strict=True)
+            ),
+            "in all": dict(zip(COLUMNS, x[-1].tolist(), strict=True)),
+            "curve": np.column_stack([x, y])[:: max(1, len(y) // 40)].round(4).tolist(),
+        }
+        if PUBLISHED in results and name != PUBLISHED:
+            agents[name]["fewer calls than published"] = {
+                str(part): fewer_calls(base, results[PUBLISHED], runs, part)
+                for part in (1.0, 0.9, 0.75)
+            }
+    about = {
+        "gap closed": "share of the gap in margin-correct rate from keep-all to the exhaustive "
+        "oracle, on test faces, of the agent with the best validation score of its training",
+        "regret": "mean flip reward of the exhaustive oracle less the agent's, on test faces",
+        "to 90 % of the final gain": "where the interquartile mean of the validation scores is "
+        "first 90 % of the way from keep-all to its last value",
+        "fewer calls than published": "calls of the published rule to this part of its best gain "
+        "over keep-all in validation score, over the calls of this agent to the same score",
+        "curve": "steps, recognizer calls, processor seconds, interquartile mean of the "
+        "validation scores",
+    }
+    return {"about": about, "references": base, "agents": agents}
+
+
+def _curve(runs: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean steps, calls and seconds `(T, 3)` at every validation, and the IQM score `(T,)`."""
+    curves = np.array([run["curve"] for run in runs])
+    return curves[:, :, :3].mean(0), iqm(curves[:, :, 3])
+
+
+def _gain_target(y: np.ndarray, keep: float, part: float) -> float:
+    return keep + part * (y[-1] - keep)
+
+
+def fewer_calls(
+    base: dict[str, Any],
+    published: list[dict[str, Any]],
+    ours: list[dict[str, Any]],
+    part: float,
+    draws: int = 500,
+) -> dict[str, Any]:
+    """How many times fewer recognizer calls an agent needs to the published rule's best score.
+
+    With a 95 % bootstrap interval over the seeds of both. None stands for a score never reached.
+    """
+    keep = base["validation"]["keep-all"]
+
+    def calls(
+        theirs: list[dict[str, Any]], mine: list[dict[str, Any]]
+    ) -> tuple[float, float, float]:
+        """The score, and the calls of the two to it; untrained agents have not reached it."""
+        (x, y), (my_x, my_y) = _curve(theirs), _curve(mine)
+        target = float(keep + part * (y.max() - keep))
+        mine_at = first_reached(my_x[1:, 1], my_y[1:], target)
+        return target, first_reached(x[1:, 1], y[1:], target), mine_at
+
+    rng = np.random.default_rng(0)
+
+    def drawn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [runs[i] for i in rng.integers(len(runs), size=len(runs))]
+
+    samples = [calls(drawn(published), drawn(ours)) for _ in range(draws)]
+    ratios = [theirs / mine for _, theirs, mine in samples]
+    target, theirs, mine = calls(published, ours)
     return {
-        "seed": seed,
-        "result": evaluate(agent, env, indices),
-        "seconds": seconds,
-        "recognizer_calls": agent.env.unwrapped.core.calls,
-        "curve": [[row["step"], row["charts/episodic_return"]] for row in curve],
+        "score": target,
+        "published": None if np.isinf(theirs) else theirs,
+        "calls": None if np.isinf(mine) else mine,
+        "ratio": theirs / mine if np.isfinite(theirs) else None,
+        "interval": [float(q) if np.isfinite(q) else None for q in _middle(ratios)],
     }
 
 
-def summarise(references: dict[str, Result], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers of every policy and seed, and the share of the gap to the oracle that is closed."""
-    metric = "margin-correct"
-    keep, fixed, oracle = (result.mean(metric) for result in references.values())
-
-    def closed(rate: float) -> float:
-        return (rate - keep) / (oracle - keep)
-
-    seeds = []
-    for run in runs:
-        result: Result = run.pop("result")
-        rate = result.mean(metric)
-        seeds.append(
-            {**run, **{m: result.mean(m) for m in METRICS}, "gap_closed": closed(rate)}
-            | {"beats_fixed_mask": rate > fixed}
-        )
-    gaps = np.array([seed["gap_closed"] for seed in seeds])
-    # Student's t for the mean over seeds; with one seed there is no interval.
-    half = T95.get(len(gaps), 1.96) * gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0
-    return {
-        "faces": len(references["keep-all"].labels),
-        "references": {
-            name: {m: {"mean": r.mean(m), "interval": r.interval(m)} for m in METRICS}
-            | {"gap_closed": closed(r.mean(metric)), "recognizer_calls": r.calls}
-            for name, r in references.items()
-        },
-        "seeds": seeds,
-        "gap_closed": {"mean": gaps.mean(), "interval": [gaps.mean() - half, gaps.mean() + half]},
-    }
+def _middle(values: list[float]) -> np.ndarray:
+    return np.nanquantile(values, [0.025, 0.975])
 
 
 def report(payload: dict[str, Any]) -> None:
-    """Print one line a policy and seed."""
+    """Print one line a policy."""
     rows = []
-    for name, reference in payload["references"].items():
-        means = [reference[m]["mean"] for m in METRICS]
-        rows.append([name, *(f"{x:.3f}" for x in means), f"{reference['gap_closed']:.2f}", "", ""])
-    for seed in payload["seeds"]:
+    for name, reference in payload["references"]["policies"].items():
+        margin = reference["margin-correct"]
+        rows.append([name, _percent(margin["mean"], margin["interval"]), *[""] * 6])
+    for name, agent in payload["agents"].items():
+        gap, reached = agent["gap closed"], agent["to 90 % of the final gain"]
+        fewer = agent.get("fewer calls than published", {}).get("1.0")
         rows.append(
-            [f"reinforce, seed {seed['seed']}", *(f"{seed[m]:.3f}" for m in METRICS)]
-            + [f"{seed['gap_closed']:.2f}", seed["recognizer_calls"], f"{seed['seconds']:.0f}"]
+            [
+                name,
+                _percent(agent["margin-correct"]["iqm"], agent["margin-correct"]["interval"]),
+                _percent(gap["iqm"], gap["interval"]),
+                f"{agent['regret']['iqm']:.3f}",
+                f"{agent['beats best fixed mask']}/{len(gap['seeds'])}",
+                f"{reached['recognizer calls']:.0f}",
+                f"{agent['in all']['recognizer calls']:.0f}",
+                f"{fewer['ratio']:.1f}" if fewer and fewer["ratio"] is not None else "",
+            ]
         )
-    print_table(["policy", *METRICS, "gap closed", "calls", "seconds"], rows)
-    low, high = payload["gap_closed"]["interval"]
-    print(
-        f"\ngap closed, mean over seeds with 95 % interval: "
-        f"{payload['gap_closed']['mean']:.2f} [{low:.2f}, {high:.2f}]; {payload['faces']} faces"
+    heads = ["policy", "margin-correct %", "gap closed %", "regret", "beats fixed"]
+    print_table([*heads, "calls to 90 %", "calls", "x fewer than published"], rows)
+    print("\ninterquartile means [95 % bootstrap intervals] over seeds, on test faces")
+
+
+def _percent(mean: float, bounds: list[float]) -> str:
+    return f"{100 * mean:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+
+
+def draw(payload: dict[str, Any], results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Learning curves against steps, calls and seconds, and the shares of the gap closed."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.2), layout="constrained")
+    curves, bars = axes.ravel()[:3], axes[1, 1]
+    base = payload["references"]
+    colours = {name: f"C{i}" for i, name in enumerate(results)}
+    for axis, column, label in zip(curves, range(3), COLUMNS, strict=True):
+        for name, runs in results.items():
+            x, y = _curve(runs)
+            scores = np.array([run["curve"] for run in runs])[:, :, 3]
+            low, high = interval(scores, draws=200)
+            axis.plot(x[:, column], 100 * y, lw=1.3, color=colours[name], label=name)
+            axis.fill_between(
+                x[:, column], 100 * low, 100 * high, color=colours[name], alpha=0.15, lw=0
+            )
+        for name, style in (("keep-all", ":"), ("best fixed mask", "--")):
+            rate = 100 * base["validation"][name]
+            axis.axhline(rate, color="black", lw=0.8, ls=style, label=name)
+        axis.set(xlabel=label, ylabel="margin-correct validation faces, %")
+    curves[0].set_xlabel("faces decided on")
+    curves[2].set_xlabel("processor seconds of training (one core)")
+    curves[0].legend(fontsize=7, loc="lower right")
+    names = list(results)
+    gaps = [payload["agents"][name]["gap closed"] for name in names]
+    bars.barh(names, [100 * gap["iqm"] for gap in gaps], color=[colours[n] for n in names])
+    for row, gap in enumerate(gaps):
+        bars.plot(100 * np.array(gap["interval"]), [row, row], color="black", lw=1.5)
+        bars.plot(100 * np.array(gap["seeds"]), [row] * len(gap["seeds"]), "k.", ms=4)
+    policies = base["policies"]
+    keep, fixed, best = (
+        policies[name]["margin-correct"]["mean"]
+        for name in ("keep-all", "best fixed mask", "exhaustive oracle")
     )
-
-
-def draw(payload: dict[str, Any], path: Path) -> None:
-    """Learning curves, and the margin-correct rates that are compared."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for seed in payload["seeds"]:
-        steps, reward = np.array(seed["curve"]).T
-        window = min(50, len(reward))
-        smooth = np.convolve(reward, np.ones(window) / window, "valid")
-        left.plot(steps[window - 1 :], smooth, lw=1, label=f"seed {seed['seed']}")
-    left.set(xlabel="faces decided on", ylabel="reward while exploring")
-    left.legend(fontsize=8)
-    names = [*payload["references"], *(f"seed {s['seed']}" for s in payload["seeds"])]
-    rates = [r["margin-correct"]["mean"] for r in payload["references"].values()]
-    rates += [s["margin-correct"] for s in payload["seeds"]]
-    right.barh(names, rates, color=["tab:gray"] * len(payload["references"]) + ["tab:blue"] * 99)
-    right.invert_yaxis()
-    right.set(xlabel="margin-correct on held-out faces", xlim=(0, 1))
+    bars.axvline(100 * (fixed - keep) / (best - keep), color="black", ls="--", lw=0.8)
+    bars.invert_yaxis()
+    bars.set(xlabel="gap from keep-all to the oracle closed, % of test faces' (dashed: fixed mask)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -102,34 +102,37 @@ class Progress:
         total: step at which the training ends.
         done: step from which it goes on; None at the start, when lines of an earlier attempt are
             dropped.
-        seconds: that the training took so far.
+        seconds: `seconds` of the earlier attempts.
     """
 
-    def __init__(self, folder: Path, total: int, done: int | None = None, seconds: float = 0.0):
+    def __init__(
+        self, folder: Path, total: int, done: int | None = None, seconds: tuple | list = (0.0, 0.0)
+    ):
         self.metrics = MetricsLog(folder, -1 if done is None else done)
         self.total = total
         self.bar = tqdm(total=total, initial=done or 0, unit="step", desc="train")
-        self._start = time.monotonic() - seconds
+        self._start = _clocks() - np.array(seconds)
         self._score, self._validation = 0.0, "-"
 
     @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all attempts."""
-        return time.monotonic() - self._start
+    def seconds(self) -> list[float]:
+        """Seconds of training so far, over all attempts: by the clock, and of the processor."""
+        return (_clocks() - self._start).tolist()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What is done here does not count as training."""
         seconds = self.seconds
         yield
-        self._start = time.monotonic() - seconds
+        self._start = _clocks() - np.array(seconds)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics, with seconds and steps a second, and move the bar."""
         if "charts/episodic_return" in metrics:
             self._score += 0.02 * (metrics["charts/episodic_return"] - self._score)
-        times = {"charts/seconds": self.seconds, "charts/SPS": step / self.seconds}
-        self.metrics.log(step, metrics | times)
+        clock, processor = self.seconds
+        times = {"charts/seconds": clock, "charts/cpu_seconds": processor}
+        self.metrics.log(step, metrics | times | {"charts/SPS": step / clock})
         self.bar.update(min(step, self.total) - self.bar.n)
         if "validation/margin_correct" in metrics:
             self._validation = f"{100 * metrics['validation/margin_correct']:.1f} %"
@@ -140,6 +143,10 @@ class Progress:
         """Close the bar and the files."""
         self.bar.close()
         self.metrics.close()
+
+
+def _clocks() -> np.ndarray:
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def _step_of(line: str) -> int | None:

@@ -21,6 +21,7 @@ BASELINES = ("none", "moving_average", "self_critical", "full", "per_bit", "coun
 WAYS = [
     *(("reinforce", {"baseline": baseline}) for baseline in BASELINES),
     ("reinforce", {"bound": 0.8, "bound_end": 0.98}),
+    ("reinforce", {"baseline": "counterfactual", "replay": 3}),
     ("grpo", {}),
     ("grpo", {"std": False, "kl": 0.001, "group": 4}),
     ("gain", {}),

@@ -56,6 +56,7 @@ def all_masks(masks):
         torch.ones((len(masks), 3), dtype=torch.bool),
         masks,
         torch.empty(0),
+        torch.empty(0),
     )
 
 
@@ -164,7 +165,7 @@ def test_grpo_divides_by_the_spread_of_the_group_and_clips(env):
 def test_the_divergence_from_the_reference_is_the_exact_one(env):
     agent = Grpo(env, GrpoOptions(kl=2.0, keep=0.75))
     obs = torch.as_tensor(env.reset(seed=0)[0])
-    batch = Batch(obs, None, torch.ones((1, 3), dtype=torch.bool), MASKS, torch.empty(0))
+    batch = Batch(obs, None, torch.ones((1, 3), dtype=torch.bool), MASKS, *[torch.empty(0)] * 2)
     batch.present[0, 2] = False
     logits = torch.tensor([[0.0, torch.logit(torch.tensor(0.75)), 5.0]])
     # KL(1/2 || 3/4) = 1/2 log(2/3) + 1/2 log 2 for one bit, none for the others.

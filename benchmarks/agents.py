@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 PUBLISHED = "sarface"
 VARIANTS = {
     "sarface": Variant("sarface", reward="flip_plain", length=6),
-    "reinforce": Variant("reinforce", length=2),
+    "reinforce": Variant("reinforce", length=8 / 3),  # as many faces as the demo
     "reinforce, per bit": Variant("reinforce", {"baseline": "per_bit"}, length=1.5),
     "grpo": Variant("grpo", length=1.5),
     "gain": Variant("gain", length=2),

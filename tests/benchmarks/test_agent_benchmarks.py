@@ -9,6 +9,7 @@ import train_agent
 from benchmarks import agents, alternating, common, seeds, trainings, tuning
 from sarface_env import SARFaceVectorEnv
 from sarface_env.scorers import MarginScorer
+from tests.conftest import ROOT
 from tests.toys import ToyScorer, tiny_recognizer, toy_faces
 
 
@@ -95,6 +96,16 @@ def test_tuning_gives_all_agents_as_many_configurations(capsys):
         assert payload["chosen"][name] in [
             r["options"] for r in rows if r["margin-correct"] == best
         ]
+
+
+def test_the_tuned_options_are_the_defaults():
+    chosen = json.loads((ROOT / "benchmarks/results/tuning.json").read_text())["chosen"]
+    assert set(chosen) == set(agents.VARIANTS)
+    for name, options in chosen.items():
+        variant = agents.VARIANTS[name]
+        filled = variant.fill_in(train_agent.TrainOptions(), 0)
+        used = vars(getattr(filled, variant.agent))
+        assert {key: used[key] for key in options} == options, name
 
 
 def test_three_ways_of_training_and_their_passes():

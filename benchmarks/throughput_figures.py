@@ -30,7 +30,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     parts = {k.removeprefix("parts of a step, "): v for k, v in results.items() if "parts of" in k}
     training = _rows(results.get("training steps", {}))
     columns = max(len(rates), 1)
-    figure = plt.figure(figsize=(4.2 * columns, 7.4), layout="constrained")
+    figure = plt.figure(figsize=(max(9, 4.2 * columns), 7.4), layout="constrained")
     upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1.2, 1)))
     for axis, (name, measured) in zip(
         np.atleast_1d(upper.subplots(1, columns)), rates.items(), strict=False

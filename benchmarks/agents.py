@@ -26,7 +26,11 @@ import matplotlib.pyplot as plt
 PUBLISHED = "sarface"
 VARIANTS = {
     "sarface": Variant("sarface", reward="flip_plain", length=6),
-    "reinforce": Variant("reinforce", length=8 / 3),  # as many faces as the demo
+    # As many faces as the demo, with both configurations that were tuned.
+    "reinforce": Variant("reinforce", {"entropy": 0.15, "epochs": 4, "replay": 0}, length=8 / 3),
+    "reinforce, replay": Variant(
+        "reinforce", {"entropy": 0.05, "epochs": 8, "replay": 16}, length=8 / 3
+    ),
     "reinforce, per bit": Variant("reinforce", {"baseline": "per_bit"}, length=1.5),
     "grpo": Variant("grpo", length=1.5),
     "gain": Variant("gain", length=2),
@@ -42,7 +46,8 @@ class Options:
 
     agents: list[str] = field(default_factory=lambda: list(VARIANTS))
     """Which agents: `sarface` (the published rule with its reward), `reinforce`,
-    `reinforce, per bit` (with that baseline), `grpo`, `gain`, `ppo`, `maskable_ppo`."""
+    `reinforce, replay` (which also learns from past batches), `reinforce, per bit` (with that
+    baseline), `grpo`, `gain`, `ppo`, `maskable_ppo`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Training seeds."""
     runs: str = "runs/agents"

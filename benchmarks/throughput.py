@@ -1,7 +1,7 @@
 """How fast the environment is beside its own recognizer, and where the time goes.
 
-Everything in a section is measured in turn within one run, so that ratios hold on a busy machine;
-rates need a quiet one. Sections:
+Everything in a section is measured in turn within one run. Rates need a quiet machine, and so do
+ratios of small batches; those of large ones hold on a busy one too. Sections:
 
 1. the recognizer's eager forward (1.0), eager with the allocator as the system has it,
    channels-last, and the inference engine;
@@ -51,7 +51,7 @@ class Options:
     """For each recognizer and batch size."""
     sync_up_to: int = 64
     """Largest number of environments that are stepped one after the other."""
-    async_up_to: int = 16
+    async_up_to: int = 4
     """Largest number of environments in processes of their own."""
     grpo_faces: int = 12_288
     """Faces that GRPO learns from in section 5."""

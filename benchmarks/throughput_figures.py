@@ -61,9 +61,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for n, row in _rows(measured).items()
     }
     _stacked(left, bars, ("recognizer", "masking", "observations", "rest"), relative=True)
-    left.set(xlabel="share of a vector step", title="A vector step")
+    left.set_xlabel("share of a vector step")
     _stacked(right, training, ("environment", "policy forward", "update"))
-    right.set(xlabel="milliseconds a face", title="A training step")
+    right.set_xlabel("milliseconds a face of a training step")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -73,6 +73,9 @@ def _rows(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stacked(axis: Any, rows: dict[str, Any], parts: tuple[str, ...], relative=False) -> None:
+    if not rows:
+        axis.set_axis_off()
+        return
     left = np.zeros(len(rows))
     for part in parts:
         total = [sum(row[p] for p in parts) if relative else 1 for row in rows.values()]
@@ -80,4 +83,4 @@ def _stacked(axis: Any, rows: dict[str, Any], parts: tuple[str, ...], relative=F
         axis.barh(list(rows), width, left=left, label=part)
         left += width
     axis.invert_yaxis()
-    axis.legend(fontsize=8, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, -0.42))
+    axis.legend(fontsize=8, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1))

@@ -16,6 +16,15 @@ Baseline = Literal["none", "moving_average", "self_critical", "full", "per_bit",
 class ReinforceOptions(LearnerOptions):
     """Options of REINFORCE."""
 
+    epochs: int = 8
+    """Gradient steps on every batch: the first is the policy gradient, the others reweight what was
+    sampled by how likely it has become, because scoring a mask costs more than a gradient step."""
+    replay: int = 16
+    """Past batches kept; all gradient steps on a batch but the first are then taken on it or on one
+    of these, drawn at random."""
+    entropy: float = 0.05
+    """Weight of the entropy bonus at the start, in units of the advantages' spread; it falls to
+    zero with the learning rate."""
     baseline: Baseline = "counterfactual"
     """What a sampled mask's reward is compared with. For the whole mask: nothing, a moving average
     of rewards, the reward of the most likely mask (`self_critical`), or that of the full image

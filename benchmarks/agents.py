@@ -26,12 +26,16 @@ import matplotlib.pyplot as plt
 PUBLISHED = "sarface"
 VARIANTS = {
     "sarface": Variant("sarface", reward="flip_plain", length=6),
-    # As many faces as the demo, with both configurations that were tuned.
+    # As many faces as the demo; both configurations that were tuned. The second is the demo's.
     "reinforce": Variant("reinforce", {"entropy": 0.15, "epochs": 4, "replay": 0}, length=8 / 3),
     "reinforce, replay": Variant(
         "reinforce", {"entropy": 0.05, "epochs": 8, "replay": 16}, length=8 / 3
     ),
-    "reinforce, per bit": Variant("reinforce", {"baseline": "per_bit"}, length=1.5),
+    "reinforce, per bit": Variant(
+        "reinforce",
+        {"baseline": "per_bit", "entropy": 0.15, "epochs": 4, "replay": 0},
+        length=1.5,
+    ),
     "grpo": Variant("grpo", length=1.5),
     "gain": Variant("gain", length=2),
     "ppo": Variant("ppo", length=2),

@@ -39,7 +39,7 @@ class Options:
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Training seeds."""
-    passes: int = 40_000
+    passes: int = 20_000
     """Recognizer passes of every training, about; what each really took is reported."""
     share: float = 0.5
     """Share of the passes that the recognizer's training takes when both are trained."""

@@ -1,8 +1,8 @@
 """The same number of configurations for every agent, scored on validation faces.
 
-The best of each are the defaults of the agents' options (or are in `benchmarks.agents.VARIANTS`);
-a test compares them with the committed benchmarks/results/tuning.json. Trainings are stored as they
-end, and several processes may divide them, as in `benchmarks.agents`.
+The best of each are what `benchmarks.agents` compares: the defaults of the agents' options, or what
+its `VARIANTS` say; a test compares them with the committed benchmarks/results/tuning.json.
+Trainings are stored as they end, and several processes may divide them, as in `benchmarks.agents`.
 """
 
 import sys

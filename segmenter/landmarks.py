@@ -36,10 +36,10 @@ class Calibration:
         mouth: How many times as far from their middle as the ends of the region the corners are.
     """
 
-    tip_eyes: float = 1.02
-    tip_mouth: float = -0.33
-    tip_down: float = 0.77
-    mouth: float = 1.13
+    tip_eyes: float = 1.04
+    tip_mouth: float = -0.34
+    tip_down: float = 0.78
+    mouth: float = 1.14
 
 
 DEFAULT = Calibration()

@@ -140,7 +140,7 @@ class Trainer:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = fabric.setup_module(objective)
         # Any: Fabric declares one optimizer or several.
-        self.optimizer: Any = fabric.setup_optimizers(build_optimizer(objective, options))
+        self.optimizer: Any = fabric.setup_optimizers(build_optimizer(self.recognizer, options))
         self.augmentation = Augmentation(
             **{k: getattr(options, k) for k in ("flip", "low_resolution", "crop")},
             **{k: getattr(options, k) for k in ("photometric", "erase")},
@@ -228,7 +228,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(options.seed, self.step))
         uniform = torch.rand(options.batch_size, Augmentation.COLUMNS, generator=generator)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(options, self.step, self.epoch_steps)
+            group["lr"] = group["lr_scale"] * learning_rate(options, self.step, self.epoch_steps)
         if self.masking is not None:
             drops = torch.rand(options.batch_size, self.masking.columns, generator=generator)
         for number, (place, part) in enumerate(zip(self._parts(), batch, strict=True)):
@@ -270,7 +270,7 @@ class Trainer:
     def _write_log(self) -> None:
         loss = self._mean_loss(reset=True)
         if self.log is not None:
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr = self.optimizer.param_groups[-1]["lr"]
             values = {"epoch": self.step / self.epoch_steps, "train/loss": loss, "train/lr": lr}
             self.log.log(self.step, values)
 

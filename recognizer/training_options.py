@@ -64,6 +64,9 @@ class TrainOptions:
     """SGD with momentum 0.9, or AdamW."""
     lr: float = 0.1
     """Learning rate at the start."""
+    backbone_lr: float = 1.0
+    """What the backbone's learning rate is of `lr`, which is the head's; 0 trains the head alone.
+    When fine-tuning on few people, class weights can take larger steps than what embeds others."""
     schedule: Literal["steps", "cosine"] = "steps"
     """`steps` multiplies the learning rate by `gamma` after every milestone; `cosine` takes it to
     zero over the run."""
@@ -129,6 +132,8 @@ class TrainOptions:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.backbone_lr < 0:
+            raise ValueError(f"backbone_lr must be at least 0, got {self.backbone_lr}")
         parts = self.devices * self.nodes * self.accumulation
         if self.batch_size % parts:
             raise ValueError(

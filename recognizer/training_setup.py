@@ -2,11 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from recognizer.backbones import build_backbone
@@ -103,14 +103,19 @@ def _dimension(recognizer: Recognizer) -> int:
     return recognizer(empty).shape[1]
 
 
-def build_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW, without weight decay on vectors: biases, BatchNorm, PReLU."""
-    decay = [p for p in module.parameters() if p.ndim > 1]
-    rest = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decay, "weight_decay": options.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+def build_optimizer(module: Recognizer, options: TrainOptions) -> torch.optim.Optimizer:
+    """SGD or AdamW, without weight decay on vectors: biases, BatchNorm, PReLU.
+
+    `lr_scale` of every group is what its learning rate is of that of the run.
+    """
+    assert module.head is not None
+    groups: list[dict[str, Any]] = []
+    for part, scale in ((module.backbone, options.backbone_lr), (module.head, 1.0)):
+        for vectors in (False, True):
+            params = [p for p in part.parameters() if (p.ndim <= 1) == vectors]
+            decay = 0.0 if vectors else options.weight_decay
+            if params:
+                groups.append({"params": params, "weight_decay": decay, "lr_scale": scale})
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.lr)
     return torch.optim.SGD(groups, lr=options.lr, momentum=0.9)

@@ -87,7 +87,7 @@ class RecognizerUpdates:
             ).to(scorer.device)
         self.objective = Objective(self.trained)
         self.optimizer = build_optimizer(
-            self.objective,
+            self.trained,
             TrainOptions(optimizer=optimizer, lr=lr, weight_decay=weight_decay),  # type: ignore[arg-type]
         )
         options = inner.options

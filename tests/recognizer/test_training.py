@@ -167,6 +167,18 @@ def test_fine_tuning_starts_from_enrolled_people(options: TrainOptions, tmp_path
     assert torch.equal(before, after)
 
 
+def test_the_backbone_may_learn_slower_than_the_head(options: TrainOptions, tmp_path: Path):
+    train(replace(options, epochs=1))
+    source = str(Path(options.run) / "last.safetensors")
+    tuned = replace(options, run=str(tmp_path / "tuned"), init=source, epochs=1, backbone_lr=0.0)
+    train(tuned)
+    before, after = (load_file(f) for f in (source, Path(tuned.run) / "last.safetensors"))
+    learned = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "head.weight" in learned
+    # BatchNorm follows the faces it sees whatever the learning rate.
+    assert all("running" in n or "num_batches" in n for n in learned - {"head.weight"})
+
+
 def test_divergence_stops_the_run(options: TrainOptions):
     with pytest.raises(TrainingDivergedError, match="step"):
         train(replace(options, optimizer="sgd", lr=1e30))

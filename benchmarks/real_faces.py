@@ -178,7 +178,7 @@ def make_run(options: Options, name: str, argv: list[str]) -> None:
     about = json.loads(path.read_text()) if path.is_file() else {}
     about[name] = {
         "command": shlex.join(["python", "train_agent.py", *argv]),
-        "seconds": torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["seconds"],
+        "seconds": torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["seconds"][0],
         "steps": metrics["step"],
         "recognizer_calls": metrics.get("charts/recognizer_calls", 0),
     }

@@ -58,14 +58,15 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
         colour = "tab:orange" if row.get("run") else "tab:blue"
         bars.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour)
         scatter.plot(kept, mean, "o", color=colour)
-        scatter.annotate(row["name"], (kept, mean), (4, 3), textcoords="offset points", fontsize=7)
-    bars.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        at = (4, 3 if place % 2 else -9)  # numbers of neighbours apart
+        scatter.annotate(str(place + 1), (kept, mean), at, textcoords="offset points", fontsize=8)
+    bars.set_yticks(range(len(rows)), [f"{row['name']}  {n}" for n, row in enumerate(rows, 1)])
     bars.invert_yaxis()
     bars.set_xlabel("verification accuracy, % (95 % interval over people)")
     bars.grid(axis="x", alpha=0.3)
     scatter.set_xlabel("kept pixels, %")
     scatter.set_ylabel("verification accuracy, %")
-    scatter.margins(x=0.25)
+    scatter.margins(x=0.1, y=0.1)
     scatter.grid(alpha=0.3)
     figure.suptitle(title)
     return figure

@@ -274,8 +274,12 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
             colour = "tab:orange" if row.get("run") else "tab:blue"
             error = [[mean - low], [high - mean]]
             bars.errorbar(mean, place, xerr=error, fmt="o", ms=4, color=colour)
-            scatter.plot(100 * row.get("dropped", {}).get("kept", 1), mean, "o", ms=4, color=colour)
-        names = [row["name"] for row in found[kind]["policies"]]
+            kept = 100 * row.get("dropped", {}).get("kept", 1)
+            scatter.plot(kept, mean, "o", ms=4, color=colour)
+            at = (3, 2 if place % 2 else -8)  # numbers of neighbours apart
+            text = str(place + 1)
+            scatter.annotate(text, (kept, mean), at, textcoords="offset points", fontsize=7)
+        names = [f"{row['name']}  {n}" for n, row in enumerate(found[kind]["policies"], 1)]
         bars.set_yticks(range(len(names)), names, fontsize=7)
         bars.invert_yaxis()
         bars.set_title(kind, fontsize=9, loc="left")

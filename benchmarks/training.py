@@ -58,15 +58,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(name: str, options: argparse.Namespace, *flags: str) -> tuple[Path, TrainOptions]:
-    """Train, or continue to, the end in a process of its own; the run folder and its options."""
+    """Train, or continue to, the end in a process of its own; the run folder and its options.
+
+    A training that has ended is not started again.
+    """
     run = options.runs / name
+    ended = run / "ended"
     # After the flags: what comes later counts, and a recipe names a run and data of its own.
     arguments = [*flags, f"--run={run}", f"--data={options.data}"]
     if (run / "config.json").is_file():
         arguments.append("--resume=true")
     command = [sys.executable, str(ROOT / "train_recognizer.py"), *arguments]
-    if code := subprocess.run(command).returncode:
-        raise SystemExit(f"error: the training {name} ended with code {code}; see above")
+    if not ended.exists():
+        if code := subprocess.run(command).returncode:
+            raise SystemExit(f"error: the training {name} failed with code {code}; see above")
+        ended.touch()
     return run, parse_options(TrainOptions, ["--config", str(run / "config.json")])
 
 

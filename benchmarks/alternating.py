@@ -173,6 +173,7 @@ def draw(payload: dict[str, Any], path: Path) -> None:
         seeds = 100 * np.array(score["seeds"])
         right.plot(seeds, [number] * len(seeds), "k.", ms=5)
     left.set(xlabel="recognizer passes", ylabel="margin-correct validation faces, %")
+    left.locator_params(axis="x", nbins=6)
     left.legend(fontsize=8)
     right.invert_yaxis()
     right.set(xlabel="margin-correct test faces, % (dots: seeds)")

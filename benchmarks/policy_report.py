@@ -77,7 +77,9 @@ def examples(shown: dict[str, Tensor], kinds: list[str]) -> Figure:
 
     Photographs of people: for looking at, not for publication.
     """
-    figure = Figure(figsize=(1.1 * len(kinds) + 2, 1.25 * len(shown) + 0.3), layout="constrained")
+    names = 0.07 * max(map(len, shown))  # inches
+    size = (1.1 * len(kinds) + names + 0.5, 1.25 * len(shown) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(shown), len(kinds), squeeze=False)
     for line, (name, images) in zip(axes, shown.items(), strict=True):
         line[0].set_ylabel(name, fontsize=7, rotation=0, ha="right")

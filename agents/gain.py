@@ -1,15 +1,13 @@
 """Learns what dropping each region gains, by regression on the rewards of masks that were tried."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Callback
-from agents.policy import make_policy
+from agents.learner import UpdatingAgent
 
 
 @dataclass
@@ -44,15 +42,13 @@ class GainOptions:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
-class Gain(Agent):
+class Gain(UpdatingAgent):
     """Predicts what dropping each region of a face gains, and drops those that gain.
 
     The reward of a mask, less that of keeping everything, is taken to be the sum of the gains of
-    what it drops, and the gains are
-    fitted to all masks tried so far by least squares: the direct method of contextual bandits
-    (Dudik et al., 2011, arXiv 1103.4601) with a linear model of the action. Unlike a policy
-    gradient, which uses a mask once, it learns from every mask many times, and a mask teaches
-    about each of its regions.
+    what it drops, and the gains are fitted to all masks tried so far by least squares: the direct
+    method of contextual bandits (Dudik et al., 2011, arXiv 1103.4601) with a linear model of the
+    action. It learns from every mask many times, and a mask teaches about each of its regions.
 
     What is tried: blocks, because regions that belong together, such as the cells of a grid under
     a scarf, gain little one by one. A block is a random rectangle of the image; the regions whose
@@ -72,30 +68,11 @@ class Gain(Agent):
     def __init__(
         self, env: Any, options: GainOptions | None = None, seed: int = 0, device: str = "cpu"
     ):
-        super().__init__(env, options, seed, device)
-        torch.manual_seed(seed)
-        self.policy = make_policy(self.layout, self.options.width, 0.5).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), self.options.lr, weight_decay=self.options.weight_decay
-        )
-        self._obs: Any = None
-        self._info: dict[str, Any] = {}
+        options = GainOptions() if options is None else options
+        super().__init__(env, options, seed, device, keep=0.5)
         # What was tried: observations, masks and rewards, one entry a batch of faces.
         self._memory: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scale = 1.0
-
-    def learn(self, steps: int, callback: Callback | None = None, total: int | None = None) -> Self:
-        """See `Agent.learn`; the learning rate reaches zero at `total`."""
-        if self._obs is None:
-            self._obs, self._info = self.env.reset(seed=self.env_seed)
-        while self.steps < steps:
-            progress = min(1.0, self.steps / (total or steps))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.options.lr * (1 + math.cos(math.pi * progress)) / 2
-            metrics = self._update()
-            if callback is not None:
-                callback(self.steps, metrics)
-        return self
 
     @torch.no_grad()
     def logits(self, obs: Any) -> Tensor:
@@ -105,7 +82,8 @@ class Gain(Agent):
         """
         return 10 * super().logits(obs)
 
-    def _update(self) -> dict[str, float]:
+    def _update(self, progress: float) -> dict[str, float]:
+        self._anneal(progress)
         obs = torch.as_tensor(self._obs)
         present = self._info.get("action_mask", np.ones((len(obs), self.layout.bits), bool))
         present = torch.as_tensor(present)
@@ -198,18 +176,13 @@ class Gain(Agent):
     def training_state(self) -> dict[str, Any]:
         """See `Agent.training_state`."""
         return super().training_state() | {
-            "optimizer": self.optimizer.state_dict(),
             "memory": [torch.cat(part) for part in zip(*self._memory, strict=True)],
             "scale": self._scale,
-            "env": None if self._obs is None else self.env.unwrapped.state_dict(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """See `Agent.load_training_state`."""
         super().load_training_state(state)
-        self.optimizer.load_state_dict(state["optimizer"])
         self._scale = state["scale"]
-        if state["env"] is not None:
-            self._obs, self._info = self.env.unwrapped.resume(state["env"])
         parts = [part.split(self.env.num_envs) for part in state["memory"]]
         self._memory = list(zip(*parts, strict=True))

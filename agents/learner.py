@@ -75,34 +75,30 @@ class Batch:
     log_prob: Tensor
 
 
-class Learner(Agent):
-    """Samples masks, gives each bit its advantage, and follows the gradient for some epochs.
+class UpdatingAgent(Agent):
+    """What agents share that train a policy network of ours, one update a batch of faces.
 
-    Subclasses say what the advantages are (`_score`) and may change the surrogate objective.
+    Subclasses say what an update is (`_update`).
+
+    Args:
+        env, options, seed, device: see `Agent`.
+        keep: probability with which every region is kept before training.
     """
 
-    Options: ClassVar[Any] = LearnerOptions
-
-    def __init__(self, env: Any, options: Any = None, seed: int = 0, device: str = "cpu"):
+    def __init__(self, env: Any, options: Any, seed: int, device: str, keep: float):
         super().__init__(env, options, seed, device)
         torch.manual_seed(seed)
-        self.policy = make_policy(self.layout, self.options.width, self.options.keep)
-        self.policy.to(self.device)
+        self.policy = make_policy(self.layout, self.options.width, keep).to(self.device)
         self.optimizer = self._make_optimizer()
-        self._batches: deque[Batch] = deque(maxlen=1 + self._replay)
         self._obs: Any = None
         self._info: dict[str, Any] = {}
-
-    @property
-    def _replay(self) -> int:
-        return getattr(self.options, "replay", 0)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         decay = self.options.weight_decay
         return torch.optim.AdamW(self.policy.parameters(), self.options.lr, weight_decay=decay)
 
     def learn(self, steps: int, callback: Callback | None = None, total: int | None = None) -> Self:
-        """See `Agent.learn`; learning rate and entropy bonus reach zero at `total`."""
+        """See `Agent.learn`; schedules end at `total`."""
         if self._obs is None:
             self._obs, self._info = self.env.reset(seed=self.env_seed)
         while self.steps < steps:
@@ -113,10 +109,51 @@ class Learner(Agent):
 
     def _update(self, progress: float) -> dict[str, float]:
         """One batch of faces; `progress` is the fraction of training that is over."""
-        options = self.options
+        raise NotImplementedError
+
+    def _anneal(self, progress: float) -> float:
+        """Set the learning rate on its cosine to zero; returns the fraction that is left of it."""
         left = (1 + math.cos(math.pi * progress)) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * left
+            group["lr"] = self.options.lr * left
+        return left
+
+    def training_state(self) -> dict[str, Any]:
+        """See `Agent.training_state`."""
+        return super().training_state() | {
+            "optimizer": self.optimizer.state_dict(),
+            "env": None if self._obs is None else self.env.unwrapped.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `Agent.load_training_state`."""
+        super().load_training_state(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["env"] is not None:
+            self._obs, self._info = self.env.unwrapped.resume(state["env"])
+
+
+class Learner(UpdatingAgent):
+    """Samples masks, gives each bit its advantage, and follows the gradient for some epochs.
+
+    Subclasses say what the advantages are (`_score`) and may change the surrogate objective.
+    """
+
+    Options: ClassVar[Any] = LearnerOptions
+
+    def __init__(self, env: Any, options: Any = None, seed: int = 0, device: str = "cpu"):
+        options = self.Options() if options is None else options
+        super().__init__(env, options, seed, device, options.keep)
+        self._batches: deque[Batch] = deque(maxlen=1 + self._replay)
+
+    @property
+    def _replay(self) -> int:
+        return getattr(self.options, "replay", 0)
+
+    def _update(self, progress: float) -> dict[str, float]:
+        """See `UpdatingAgent._update`; learning rate and entropy bonus reach zero at the end."""
+        options = self.options
+        left = self._anneal(progress)
         obs = torch.as_tensor(self._obs, device=self.device)
         logits = self.explore(self.policy(obs), progress)
         batch, reward = self._collect(obs, logits.detach().cpu())
@@ -218,16 +255,9 @@ class Learner(Agent):
         """See `Agent.training_state`."""
         # The next batch pushes the oldest out.
         kept = list(self._batches)[-self._replay :] if self._replay else []
-        return super().training_state() | {
-            "optimizer": self.optimizer.state_dict(),
-            "env": None if self._obs is None else self.env.unwrapped.state_dict(),
-            "batches": [vars(batch) for batch in kept],
-        }
+        return super().training_state() | {"batches": [vars(batch) for batch in kept]}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """See `Agent.load_training_state`."""
         super().load_training_state(state)
-        self.optimizer.load_state_dict(state["optimizer"])
         self._batches.extend(Batch(**batch) for batch in state["batches"])
-        if state["env"] is not None:
-            self._obs, self._info = self.env.unwrapped.resume(state["env"])

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import common
 from benchmarks.common import environment, print_table, write_results
 from benchmarks.seeds import first_reached, interval, iqm, summary
-from benchmarks.trainings import Variant, references, share, stored, trained
+from benchmarks.trainings import Variant, references, run_folder, share, stored, trained
 from recognizer.cli import parse_options
 from train_agent import TrainOptions
 
@@ -99,7 +99,7 @@ def run(options: Options) -> dict[str, list[dict[str, Any]]]:
     jobs = [(name, seed) for seed in options.seeds for name in options.agents]
     results: dict[str, list[dict[str, Any]]] = {}
     for name, seed in share(jobs, options.part or "1/1"):
-        folder = Path(options.runs) / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
+        folder = run_folder(options.runs, name, seed)
         print(f"{name}, seed {seed}", flush=True)
         train = VARIANTS[name].fill_in(options.train, seed)
         results.setdefault(name, []).append(trained(train, folder))

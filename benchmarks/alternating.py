@@ -21,7 +21,7 @@ from agents.evaluation import METRICS, evaluate
 from benchmarks import common
 from benchmarks.common import environment, print_table, write_results
 from benchmarks.seeds import summary
-from benchmarks.trainings import held_out, stored
+from benchmarks.trainings import held_out, run_folder, stored
 from recognizer.cli import parse_options
 from recognizer.runs import prepare_run
 from train_agent import TrainOptions
@@ -112,7 +112,7 @@ def plan(options: Options, way: str, seed: int) -> TrainOptions:
 
 def trained(train: TrainOptions, options: Options, way: str) -> dict[str, Any]:
     """Train into a run folder, or continue to, and evaluate the best pair on test faces."""
-    folder = Path(options.runs) / f"{way.replace(' ', '_')}-{train.seed}"
+    folder = run_folder(options.runs, way, train.seed)
     print(f"{way}, seed {train.seed}", flush=True)
     prepare_run(folder, resume=True)
     train_agent.check_config(train, folder)

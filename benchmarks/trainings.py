@@ -69,6 +69,11 @@ def share(jobs: list[T], part: str) -> list[T]:
     return jobs[int(match[1]) - 1 :: int(match[2])]
 
 
+def run_folder(runs: str, name: str, number: int) -> Path:
+    """Folder of a training by what is trained and its seed or number, free of spaces."""
+    return Path(runs) / f"{name.replace(', ', '_').replace(' ', '_')}-{number}"
+
+
 def trained(options: TrainOptions, folder: Path) -> dict[str, Any]:
     """Train into a run folder, or continue to, and evaluate the best agent on held-out faces.
 

@@ -7,12 +7,11 @@ Trainings are stored as they end, and several processes may divide them, as in `
 
 import sys
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks.agents import VARIANTS
 from benchmarks.common import environment, print_table, write_results
-from benchmarks.trainings import share, trained
+from benchmarks.trainings import run_folder, share, trained
 from recognizer.cli import parse_options
 from train_agent import TrainOptions
 
@@ -115,7 +114,7 @@ def run(options: Options) -> dict[str, list[dict[str, Any]]]:
         variant = replace(
             variant, options=variant.options | candidate, length=LENGTHS.get(variant.agent, 1)
         )
-        folder = Path(options.runs) / f"{name.replace(', ', '_').replace(' ', '_')}-{number}"
+        folder = run_folder(options.runs, name, number)
         result = trained(variant.fill_in(options.train, options.train.seed), folder)
         faces, calls, *_ = result["curve"][-1]
         scores = {"margin-correct": result["scores"]["margin-correct"]}

@@ -31,7 +31,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     training = _rows(results.get("training steps", {}))
     columns = max(len(rates), 1)
     figure = plt.figure(figsize=(max(9, 4.2 * columns), 7.4), layout="constrained")
-    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1.2, 1)))
+    # No empty half while sections 2 and 6 have not been run.
+    halves = np.asarray(figure.subfigures(2 if parts or training else 1, 1, squeeze=False))[:, 0]
+    upper = halves[0]
     for axis, (name, measured) in zip(
         np.atleast_1d(upper.subplots(1, columns)), rates.items(), strict=False
     ):
@@ -54,6 +56,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
             label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
     upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    if len(halves) > 1:
+        _draw_parts(halves[1], parts, training)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_parts(lower: Any, parts: dict[str, Any], training: dict[str, Any]) -> None:
     left, right = lower.subplots(1, 2)
     bars = {
         f"{TITLES.get(name, name)}, {n}": row
@@ -64,8 +73,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left.set_xlabel("share of a vector step")
     _stacked(right, training, ("environment", "policy forward", "update"))
     right.set_xlabel("milliseconds a face of a training step")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _rows(measured: dict[str, Any]) -> dict[str, Any]:

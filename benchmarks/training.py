@@ -185,16 +185,18 @@ def _markdown(results: dict[str, Any], options: argparse.Namespace) -> str:
 
 
 def _plot(results: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     left, right, last = figure.subplots(1, 3)
-    for name in (name for name in RECIPES if name in results):
+    for number, name in enumerate(name for name in RECIPES if name in results):
         steps, losses = zip(*results[name]["loss"], strict=True)
-        left.plot(steps, losses, label=name)
+        colour = f"C{number}"
+        left.plot(steps, losses, color=colour, label=name)
         points = results[name]["validation"]
         for key, style in (("margin_correct", "-o"), ("correct", "--o")):
             values = [100 * line[f"held_out/{key}"] for line in points]
             label = f"{name}, {key.replace('_', '-')}"
-            right.plot([line["step"] for line in points], values, style, label=label, markersize=3)
+            x = [line["step"] for line in points]
+            right.plot(x, values, style, color=colour, label=label, markersize=3)
     curves = results.get("processes", {}).get("loss", {})
     for (label, curve), style in zip(curves.items(), ("-", "o"), strict=False):
         last.plot(range(1, len(curve) + 1), curve, style, label=label, markersize=3)
@@ -205,7 +207,8 @@ def _plot(results: dict[str, Any]) -> Figure:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.legend()
+            # Above, where no curve runs.
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, frameon=False)
     return figure
 
 

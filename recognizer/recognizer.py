@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from recognizer.heads import MarginHead
 
+_CHUNK = 32  # images prepared at once
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -73,18 +75,29 @@ class Recognizer(nn.Module):
                 "a recognizer takes uint8 BGR images (N, 3, H, W), "
                 f"got {images.dtype} {tuple(images.shape)}"
             )
-        x = images.to(self.device)
-        if self.spec.rgb:
-            x = x.flip(1)
-        if channels_last:  # while still bytes: four times cheaper than moving floats
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = x.to(self.mean.dtype)
-        if x.shape[-1] != self.spec.size or x.shape[-2] != self.spec.size:
-            x = F.interpolate(x, (self.spec.size,) * 2, mode="bilinear", antialias=True)
+        size = (self.spec.size, self.spec.size)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        x = torch.empty(
+            (len(images), 3, *size),
+            dtype=self.mean.dtype,
+            device=self.device,
+            memory_format=layout,
+        )
         # Numbers where they do: tensors broadcast slowly over three innermost channels.
-        mean, std = self.spec.mean, self.spec.std
-        x.sub_(mean[0] if len(set(mean)) == 1 else self.mean)
-        return x.div_(std[0] if len(set(std)) == 1 else self.std)
+        mean = self.spec.mean[0] if len(set(self.spec.mean)) == 1 else self.mean
+        std = self.spec.std[0] if len(set(self.spec.std)) == 1 else self.std
+        # On a CPU few at a time, which stay in its cache from one operation to the next.
+        few = _CHUNK if self.device.type == "cpu" else max(1, len(images))
+        for part, out in zip(images.split(few), x.split(few), strict=True):
+            part = part.to(self.device)
+            if self.spec.rgb:
+                part = part.flip(1)
+            if channels_last:  # while still bytes: four times cheaper than moving floats
+                part = part.contiguous(memory_format=torch.channels_last)
+            if part.shape[2:] != size:
+                part = F.interpolate(part.to(x.dtype), size, mode="bilinear", antialias=True)
+            out.copy_(part).sub_(mean).div_(std)
+        return x
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw features `(N, D)` of uint8 BGR images `(N, 3, H, W)`."""

@@ -1,5 +1,6 @@
 """The measurements of `benchmarks.throughput`, one function a section or group of sections."""
 
+import itertools
 import multiprocessing
 import time
 import warnings
@@ -24,10 +25,22 @@ Results = dict[str, Any]
 
 
 def random_steps(env: Any, seed: int = 0) -> Callable[[], Any]:
-    """Reset an environment; returns what steps it with other random masks at every call."""
+    """Reset an environment; returns what steps it with other random masks at every call.
+
+    The masks are drawn beforehand. The environment forgets their scores now and then, so that it
+    finds next to none of them when they come again.
+    """
     env.reset(seed=seed)
-    rng, n, bits = np.random.default_rng(seed), env.num_envs, env.single_action_space.n
-    return lambda: env.step(rng.integers(0, 2, (n, bits), dtype=np.int8))
+    shape = (64, env.num_envs, env.single_action_space.n)
+    masks = itertools.cycle(np.random.default_rng(seed).integers(0, 2, shape, dtype=np.int8))
+    calls, core = itertools.count(1), getattr(env, "core", None)
+
+    def step() -> Any:
+        if core is not None and next(calls) % 16 == 0:
+            core.forget_masks()
+        return env.step(next(masks))
+
+    return step
 
 
 def rates(

@@ -47,11 +47,7 @@ class Gallery:
         size = (len(self.names), self.embeddings.shape[1])
         self.sums = self.embeddings.new_zeros(size).index_add_(0, self.labels, self.embeddings)
         self.counts = torch.bincount(self.labels, minlength=len(self.names))
-
-    @property
-    def weights(self) -> Tensor:
-        """Unit class weights `(C, D)` from all gallery faces."""
-        return F.normalize(self.sums)
+        self.weights = F.normalize(self.sums)
 
     def cosines(self, embedding: Tensor, face: Tensor) -> Tensor:
         """Cosines to every person, leaving the queried gallery face out of its own person.
@@ -67,7 +63,7 @@ class Gallery:
         alone = (self.counts[label] == 1).to(embeddings.dtype)
         others = F.normalize(self.sums[label[:, 0]] - (1 - alone) * embeddings)
         own = (embedding * others).sum(1, keepdim=True)
-        return (embedding @ self.weights.T).scatter(1, label, own).clamp(-1, 1)
+        return (embedding @ self.weights.T).scatter_(1, label, own).clamp_(-1, 1)
 
     def to(self, device: torch.device) -> "Gallery":
         """The same gallery on another device."""

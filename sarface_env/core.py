@@ -14,7 +14,8 @@ from sarface_env.partitions import Partition
 from sarface_env.rewards import Reward
 from sarface_env.scorers import Score, Scorer
 
-_CHUNK = 32
+_CHUNK = 64  # images masked at once
+_BATCH = 1024  # images masked before any is scored
 
 
 @dataclass
@@ -61,18 +62,19 @@ class RegionSelection:
     ):
         if partition.needs_parsing and faces.parsing is None:
             raise ValueError("the faces have no parsing maps; parse them with a segmenter first")
-        self._targets = _targets(faces, scorer)
+        self._targets = _targets(faces, scorer).numpy()
         self.faces, self.partition, self.scorer, self.reward = faces, partition, scorer, reward
         self.fill_name = fill
         self._fill = make_fill(fill)
         self.calls = 0
         n, (h, w) = len(faces), faces.images.shape[2:]
+        self._images = _rows(faces.images)
         # Untouched pages of an empty tensor take no memory, so this grows with the faces seen.
         self._regions = torch.empty((n, h, w), dtype=torch.uint8)
         self._pixels = torch.empty((n, len(partition.names)), dtype=torch.int32)
         # Numpy where few numbers a face are looked up: its calls are shorter than torch's.
         self._selectable_pixels = np.empty((n, self.bits), np.int32)
-        self._has_regions = np.zeros(n, np.bool_)
+        self._has_regions, self._has_all_regions = np.zeros(n, np.bool_), False
         self._full = np.empty(n, SCORE)
         self._full_version = np.full(n, -1)
         self._masked, self._masked_version = MaskScores(n, self.bits), scorer.version
@@ -85,8 +87,9 @@ class RegionSelection:
         """Number of selectable regions, K."""
         return len(self.partition.selectable)
 
-    def _ensure_regions(self, indices: Tensor) -> None:
-        faces = indices.numpy()
+    def _ensure_regions(self, faces: np.ndarray) -> None:
+        if self._has_all_regions:
+            return
         there = self._has_regions[faces]
         if there.all():
             return
@@ -101,21 +104,23 @@ class RegionSelection:
             self._pixels[part] = pixels
             self._selectable_pixels[part] = pixels[:, list(self.partition.selectable)]
             self._has_regions[part] = True
+        self._has_all_regions = bool(self._has_regions.all())
 
     def regions(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
         """Region maps `(N, H, W)` uint8 of faces `(N,)`, in `out` if it is given."""
-        self._ensure_regions(indices)
+        self._ensure_regions(indices.numpy())
         return torch.index_select(self._regions, 0, indices, out=out)
 
     def region_pixels(self, indices: Tensor) -> Tensor:
         """Pixels of every region, `(N, R)` int32, of faces `(N,)`."""
-        self._ensure_regions(indices)
+        self._ensure_regions(indices.numpy())
         return self._pixels.index_select(0, indices)
 
     def present(self, indices: Tensor) -> Tensor:
         """Which selectable regions a face has, `(N, K)` bool; the others are no-ops."""
-        self._ensure_regions(indices)
-        return torch.from_numpy(self._selectable_pixels[indices.numpy()] > 0)
+        faces = indices.numpy()
+        self._ensure_regions(faces)
+        return torch.from_numpy(self._selectable_pixels[faces] > 0)
 
     def full_score(self, indices: Tensor) -> Score:
         """Scores of the full images of faces `(N,)`."""
@@ -126,8 +131,8 @@ class RegionSelection:
         if stale.any():
             new = np.unique(faces[stale])
             self.calls += len(new)
-            rows = torch.from_numpy(new)
-            score = self.scorer.score(self.faces.images[rows], self._targets[rows])
+            images = self.faces.images[torch.from_numpy(new)]
+            score = self.scorer.score(images, torch.from_numpy(self._targets[new]))
             self._full[new] = as_array(score)
             self._full_version[new] = self.scorer.version
         return self._full[faces]
@@ -141,30 +146,37 @@ class RegionSelection:
 
         They are on the scorer's device.
         """
-        self._ensure_regions(indices)
-        device, images = self.scorer.device, self.faces.images
-        masked = torch.empty((len(indices), *images.shape[1:]), dtype=torch.uint8, device=device)
+        self._ensure_regions(indices.numpy())
+        masks, shape = masks.bool(), (len(indices), *self.faces.images.shape[1:])
+        masked = torch.empty(shape, dtype=torch.uint8, device=self.scorer.device)
         # Few at a time, which stay in the processor's cache from one operation to the next.
-        parts = (tensor.split(_CHUNK) for tensor in (masked, indices, masks.bool()))
-        for out, faces, keep in zip(*parts, strict=True):
-            regions = self._regions.index_select(0, faces).to(device)
-            pixels = self.partition.keep_pixels(regions, keep.to(device))
-            if device == images.device:
-                torch.index_select(images, 0, faces, out=out)
-            else:
-                out.copy_(images.index_select(0, faces))
-            filled = self._fill(out, pixels, self.scorer.mean_colour)
-            if filled is not out:
-                out.copy_(filled)
+        for start in range(0, len(indices), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._apply(indices[part], masks[part], masked[part])
         return masked
+
+    def _apply(self, indices: Tensor, masks: Tensor, out: Tensor) -> None:
+        images, device = self._images, out.device
+        regions = self._regions.index_select(0, indices).to(device)
+        pixels = self.partition.keep_pixels(regions, masks.to(device))
+        rows = out.flatten(1).view(images.dtype)
+        if device == images.device:
+            torch.index_select(images, 0, indices, out=rows)
+        else:
+            rows.copy_(images.index_select(0, indices))
+        filled = self._fill(out, pixels, self.scorer.mean_colour)
+        if filled is not out:
+            out.copy_(filled)
 
     def kept_fraction(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Fraction of pixels kept, `(N,)` float32, of faces `(N,)` under masks `(N, K)`."""
-        self._ensure_regions(indices)
-        return torch.from_numpy(self._kept(indices.numpy(), masks.bool().numpy()))
+        faces = indices.numpy()
+        self._ensure_regions(faces)
+        return torch.from_numpy(self._kept(self._selectable_pixels[faces], masks.bool().numpy()))
 
-    def _kept(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        dropped = (self._selectable_pixels[faces] * ~masks).sum(1)
+    def _kept(self, pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """Fraction of pixels kept, given those of every selectable region `(N, K)`."""
+        dropped = (pixels * ~masks).sum(1)
         total = self._regions[0].numel()
         return (total - dropped).astype(np.float32) / np.float32(total)
 
@@ -189,26 +201,28 @@ class RegionSelection:
             )
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise ValueError(f"face indices must lie in 0..{len(self) - 1}")
-        group = masks.shape[1:-1]
-        self._ensure_regions(indices)
-        faces = indices.numpy()
-        faces = np.repeat(faces, group[0]) if group else faces
-        bits = masks.reshape(-1, self.bits).bool().cpu().numpy()
-        bits = bits | (self._selectable_pixels[faces] == 0)
+        faces, bits = indices.numpy(), masks.reshape(-1, self.bits).bool().cpu().numpy()
+        if masks.ndim == 2:
+            return self.decide(faces, bits)
+        outcome = self.decide(np.repeat(faces, masks.shape[1]), bits)
+        return _reshape(outcome, tuple(masks.shape[:2]))
 
-        full = self._full_scores(faces)
-        masked = full.copy()
+    def decide(self, faces: np.ndarray, masks: np.ndarray) -> Outcome:
+        """`evaluate` for arrays that need no checking: faces int64 `(N,)`, masks bool `(N, K)`."""
+        self._ensure_regions(faces)
+        pixels = self._selectable_pixels[faces]
+        bits = masks | (pixels == 0)
+        kept = torch.from_numpy(self._kept(pixels, bits))
+        masked = full = self._full_scores(faces)
+        before = as_score(full)
         todo = np.flatnonzero(~bits.all(1))
-        if len(todo):
+        if len(todo) == len(faces):
+            masked = self._masked_scores(faces, bits)
+        elif len(todo):
+            masked = full.copy()
             masked[todo] = self._masked_scores(faces[todo], bits[todo])
-        outcome = Outcome(
-            torch.empty(0),
-            as_score(full),
-            as_score(masked),
-            torch.from_numpy(self._kept(faces, bits)),
-        )
-        outcome.reward = self.reward(outcome.full, outcome.masked, outcome.kept).float()
-        return _reshape(outcome, (len(indices), *group)) if group else outcome
+        after = as_score(masked)
+        return Outcome(self.reward(before, after, kept).float(), before, after, kept)
 
     def reward_bound(self, full: Score) -> Tensor:
         """The most any mask can earn on faces with these full scores, `(N,)`; maybe infinite."""
@@ -249,25 +263,40 @@ class RegionSelection:
         """Scores of faces `(N,)` under masks `(N, K)` bool, remembered or new."""
         self._follow_scorer()
         keys = self._masked.keys(faces, masks)
+        slots = self._masked.slots(keys)
+        ordered = np.sort(slots)
+        if not (ordered[1:] == ordered[:-1]).any():  # then no two keys are equal either
+            return self._distinct_scores(faces, masks, keys, slots)
         # By rows only where there is more than one column: sorting numbers is faster.
-        keys, rows, where = np.unique(
-            keys, axis=0 if keys.shape[1] > 1 else None, return_index=True, return_inverse=True
-        )
-        keys = keys.reshape(len(rows), -1)
-        known, scores = self._masked.find(keys)
-        if not known.all():
-            new = rows[~known]
-            scores[~known] = self._score_new(faces[new], masks[new])
-            self._masked.add(keys[~known], scores[~known])
+        axis = 0 if keys.shape[1] > 1 else None
+        _, rows, where = np.unique(keys, axis=axis, return_index=True, return_inverse=True)
+        scores = self._distinct_scores(faces[rows], masks[rows], keys[rows], slots[rows])
         return scores[where.reshape(-1)]
 
-    def _score_new(self, faces: np.ndarray, masks: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    def _distinct_scores(
+        self, faces: np.ndarray, masks: np.ndarray, keys: np.ndarray, slots: np.ndarray
+    ) -> np.ndarray:
+        """`_masked_scores` of pairs that are all different, given their keys and slots."""
+        known, scores = self._masked.find(keys, slots)
+        if known.any():
+            new = np.flatnonzero(~known)
+            if len(new):
+                scores[new] = self._score_new(faces[new], masks[new], keys[new], slots[new])
+            return scores
+        return self._score_new(faces, masks, keys, slots)
+
+    def _score_new(
+        self, faces: np.ndarray, masks: np.ndarray, keys: np.ndarray, slots: np.ndarray
+    ) -> np.ndarray:
         self.calls += len(faces)
-        scores = []
-        parts = (torch.from_numpy(array).split(chunk) for array in (faces, masks))
-        for i, m in zip(*parts, strict=True):
-            scores.append(as_array(self.scorer.score(self.apply(i, m), self._targets[i])))
-        return np.concatenate(scores)
+        scores = np.empty(len(faces), SCORE)
+        for start in range(0, len(faces), _BATCH):
+            part = slice(start, start + _BATCH)
+            indices, targets = torch.from_numpy(faces[part]), self._targets[faces[part]]
+            images = self.apply(indices, torch.from_numpy(masks[part]))
+            scores[part] = as_array(self.scorer.score(images, torch.from_numpy(targets)))
+        self._masked.add(keys, slots, scores)
+        return scores
 
 
 def _targets(faces: FaceSet, scorer: Scorer) -> Tensor:
@@ -286,6 +315,16 @@ def _targets(faces: FaceSet, scorer: Scorer) -> Tensor:
             f"tells only {classes} apart"
         )
     return faces.labels
+
+
+def _rows(images: Tensor) -> Tensor:
+    """Images `(N, 3, H, W)` as rows of numbers, of four bytes if they fit.
+
+    Rows of less than 32,768 numbers are gathered in all threads, longer ones in one.
+    """
+    rows = images.flatten(1)
+    fit = rows.shape[1] % 4 == 0 and rows.storage_offset() % 4 == 0
+    return rows.view(torch.int32) if fit else rows
 
 
 def _reshape(outcome: Outcome, shape: tuple[int, ...]) -> Outcome:

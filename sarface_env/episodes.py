@@ -10,9 +10,7 @@ from gymnasium.utils import seeding
 from torch import Tensor
 
 from sarface_env.core import RegionSelection
-from sarface_env.hashing import mix
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from sarface_env.hashing import GOLDEN, mix
 
 
 class Episodes:
@@ -32,6 +30,7 @@ class Episodes:
         self, core: RegionSelection, num_envs: int, observation: str, obs_size: int | None
     ):
         self.core, self.num_envs = core, num_envs
+        self._labels = core.faces.labels.numpy()
         self.observation, self.obs_size = observation, obs_size
         h, w = core.faces.images.shape[2:]
         self.shape = (h, w) if obs_size is None else (obs_size, obs_size)
@@ -59,7 +58,7 @@ class Episodes:
         """
         n = len(self.core)
         if index is None:
-            drawn = mix(self.keys + self.count * _GOLDEN) % np.uint64(n)
+            drawn = mix(self.keys + self.count * GOLDEN) % np.uint64(n)
             self.count += np.uint64(1)
             chosen = drawn.astype(np.int64)
         else:
@@ -81,7 +80,7 @@ class Episodes:
         assert self.indices is not None
         return {
             "index": self.indices.numpy().copy(),
-            "label": self.core.faces.labels[self.indices].numpy(),
+            "label": self._labels[self.indices.numpy()],
             "action_mask": self.core.present(self.indices).numpy(),
         }
 
@@ -115,17 +114,18 @@ class Episodes:
         """
         if self.indices is None:
             raise RuntimeError("call reset() before step()")
-        masks = torch.as_tensor(np.asarray(actions))
+        masks = np.asarray(actions)
         if masks.shape != (self.num_envs, self.core.bits):
             raise ValueError(
-                f"actions must be ({self.num_envs}, {self.core.bits}) keep bits, "
-                f"got {tuple(masks.shape)}"
+                f"actions must be ({self.num_envs}, {self.core.bits}) keep bits, got {masks.shape}"
             )
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError("actions are keep bits, 0 (drop) or 1 (keep); found other values")
-        self.masks = masks.bool()
-        outcome = self.core.evaluate(self.indices, self.masks)
-        info = self.info() | {"kept": outcome.kept.numpy()}
+        bits = masks.astype(np.bool_)
+        self.masks = torch.from_numpy(bits)
+        info = self.info()
+        outcome = self.core.decide(self.indices.numpy(), bits)
+        info["kept"] = outcome.kept.numpy()
         for name, score in (("full", outcome.full), ("masked", outcome.masked)):
             info[f"{name}_correct"] = score.correct.numpy()
             info[f"{name}_margin_correct"] = score.margin_correct.numpy()

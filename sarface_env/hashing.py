@@ -2,6 +2,9 @@
 
 import numpy as np
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: multiples of it are spread evenly in their upper bits."""
+
 
 def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele et al., 2014): uint64 to well-mixed uint64, elementwise."""

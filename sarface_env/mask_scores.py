@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sarface_env.hashing import mix
+from sarface_env.hashing import GOLDEN
 from sarface_env.scorers import Score
 
-_WORD = 62  # bits of a key that are used of every int64
+_HALF = np.uint64(32)
 FIELDS = ("correct", "margin_correct", "margin")
 SCORE = np.dtype(list(zip(FIELDS, (np.bool_, np.bool_, np.float32), strict=True)))
 """A `Score` of one image, for arrays of them."""
@@ -39,48 +39,48 @@ class MaskScores:
     """
 
     def __init__(self, faces: int, bits: int, size: int = 1 << 16):
-        # The first word holds the face and the first bits. Keys begin at one: zero is "empty".
-        self._first = min(bits, _WORD - faces.bit_length())
-        self._starts = [0, *range(self._first, bits, _WORD)]
-        ends = [*self._starts[1:], bits]
-        self._values = [
-            np.int64(1) << np.arange(end - start)[::-1]
-            for start, end in zip(self._starts, ends, strict=True)
-        ]
+        self.bits = bits
+        self._one_word = bits + faces.bit_length() <= 63
+        self._words = -(-bits // 64) + (not self._one_word)
         self.size = size
+        self._shift = np.uint64(64 - (size.bit_length() - 1))
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         # Untouched pages of zeros take no memory.
-        self._keys = np.zeros((self.size, len(self._starts)), np.int64)
+        self._keys = np.zeros((self.size, self._words), np.int64)
         self._scores = np.zeros(self.size, SCORE)
 
     def keys(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """One row a pair of face `(N,)` and mask `(N, K)` bool: int64 `(N, W)`."""
-        first, *others = (
-            masks[:, start : start + len(values)] @ values
-            for start, values in zip(self._starts, self._values, strict=True)
-        )
-        return np.stack([(faces + 1 << self._first) | first, *others], 1)
+        # Faces are counted from one: a key of zeros is an empty place.
+        keys = np.zeros((len(faces), self._words), np.int64)
+        packed = np.packbits(masks, 1, "little")
+        if self._one_word:
+            keys.view(np.uint8)[:, : packed.shape[1]] = packed
+            keys[:, 0] |= faces + 1 << self.bits
+        else:
+            keys[:, 0] = faces + 1
+            keys[:, 1:].view(np.uint8)[:, : packed.shape[1]] = packed
+        return keys
 
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def slots(self, keys: np.ndarray) -> np.ndarray:
+        """Where keys `(N, W)` belong in the table, `(N,)`; equal keys have equal slots."""
+        state = np.zeros(len(keys), np.uint64)
+        for word in keys.view(np.uint64).T:
+            state = (state ^ (state >> _HALF) ^ word) * GOLDEN
+        return state >> self._shift
+
+    def find(self, keys: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which keys `(N, W)` are known, `(N,)` bool, and what is in their slots, known or not."""
-        slots = self._slots(keys)
         return (self._keys[slots] == keys).all(1), self._scores[slots]
 
-    def add(self, keys: np.ndarray, scores: np.ndarray) -> None:
-        """Remember the scores `(N,)` of keys `(N, W)`, all different."""
-        slots = self._slots(keys)
+    def add(self, keys: np.ndarray, slots: np.ndarray, scores: np.ndarray) -> None:
+        """Remember the scores `(N,)` of keys `(N, W)`, all different, in their slots."""
         # Of two keys with one slot the last stays, in both tables.
         self._keys[slots] = keys
         self._scores[slots] = scores
-
-    def _slots(self, keys: np.ndarray) -> np.ndarray:
-        state = np.zeros(len(keys), np.uint64)
-        for word in keys.view(np.uint64).T:
-            state = mix(state ^ word)
-        return (state & np.uint64(self.size - 1)).astype(np.int64)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is remembered, as tensors."""
@@ -92,4 +92,5 @@ class MaskScores:
         """Continue from `state_dict()`."""
         self.clear()
         scores = Score(*(state[field] for field in FIELDS))
-        self.add(state["keys"].numpy(), as_array(scores))
+        keys = state["keys"].numpy()
+        self.add(keys, self.slots(keys), as_array(scores))

@@ -8,6 +8,7 @@ import functools
 import re
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,18 +73,21 @@ class Partition(ABC):
             bits = self.region_bits(masks)
             return bits.gather(1, regions.flatten(1).long()).view(regions.shape)
         # A face's bits in one number, shifted by the region of the pixel: no look-up in memory.
-        weights, always = (x.to(masks.device) for x in self._packing)
-        packed = (masks * weights).sum(1, dtype=torch.int32) + always
-        return (packed[:, None, None] >> regions.int()).bitwise_and_(1).bool()
+        weights, always = self._packing
+        if masks.device != weights.device:
+            weights = weights.to(masks.device)
+        packed = (masks * weights).sum(1, dtype=torch.int32).add_(always)
+        shifted = regions.int()
+        torch.bitwise_right_shift(packed[:, None, None], shifted, out=shifted)
+        return shifted.bitwise_and_(1).bool()
 
     @functools.cached_property
-    def _packing(self) -> tuple[Tensor, Tensor]:
-        """Bits of the selectable regions `(K,)`, and those of all others together, int32."""
-        bits = torch.ones(len(self.names), dtype=torch.int32) << torch.arange(len(self.names)).int()
+    def _packing(self) -> tuple[Tensor, int]:
+        """Bits of the selectable regions, int32 `(K,)`, and those of all others together."""
+        bits = np.left_shift(np.int32(1), np.arange(len(self.names), dtype=np.int32))
         selectable = list(self.selectable)
-        return bits[selectable], bits.sum(dtype=torch.int32) - bits[selectable].sum(
-            dtype=torch.int32
-        )
+        others = np.bitwise_or.reduce(np.delete(bits, selectable), initial=0)
+        return torch.from_numpy(bits[selectable]), int(others)
 
     def bits_by_name(self, names: list[str]) -> list[int]:
         """Action bits of the selectable regions with these names.

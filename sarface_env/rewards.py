@@ -33,7 +33,8 @@ class Flip:
         """Reward `(N,)` float32; `kept` is the fraction of pixels kept, `(N,)`."""
         after = getattr(masked, self.judge).float()
         before = getattr(full, self.judge).float()
-        return after - before + self.sparsity * (1 - kept) * after
+        gain = after - before
+        return gain + self.sparsity * (1 - kept) * after if self.sparsity else gain
 
     def bound(self, full: Score) -> Tensor:
         """The most a mask can earn, `(N,)`."""

@@ -4,7 +4,9 @@ The environment knows nothing of recognizers: anything with `score(images, targe
 judge masks. `MarginScorer` is the one for face recognizers with a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -56,16 +58,24 @@ class Scorer(Protocol):
         ...
 
 
-def margin_score(head_cosines: Tensor, penalised: Tensor, targets: Tensor) -> Score:
-    """Correctness and margin from cosines `(N, C)` and penalised target cosines `(N,)`.
+def margin_score(
+    cosines: Tensor, targets: Tensor, penalise: Callable[[Tensor], Tensor] | None = None
+) -> Score:
+    """Correctness and margin from cosines `(N, C)`, which are overwritten, to all classes.
 
     An image is *correct* when its target's cosine beats every other one, *margin-correct* when the
     penalised target cosine still does; the *margin* is the latter's lead over the best other.
+
+    Args:
+        cosines: to all classes.
+        targets: classes, int64 `(N,)`.
+        penalise: what the margin makes of target cosines `(N,)`; None for no margin.
     """
+    # Behind a network every operation finds a cold cache: few of them are what is fast here.
     index = targets[:, None]
-    target = head_cosines.gather(1, index).squeeze(1)
-    best_other = head_cosines.scatter(1, index, -2.0).amax(1)
-    margin = penalised - best_other
+    target = cosines.gather(1, index)[:, 0]
+    best_other = cosines.scatter_(1, index, -2.0).amax(1)
+    margin = (target if penalise is None else penalise(target)) - best_other
     return Score(target > best_other, margin > 0, margin)
 
 
@@ -104,7 +114,7 @@ class _RecognizerScorer:
         """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
         if len(images) <= self.batch_size:
             embedding, norm = self._engine(images)
-            return self._judge(embedding, norm.flatten(), targets.to(self.device))
+            return self._judge(embedding, norm[:, 0], targets.to(self.device))
         parts = []
         batches = (tensor.split(self.batch_size) for tensor in (images, targets))
         for image, target in zip(*batches, strict=True):
@@ -161,14 +171,12 @@ class MarginScorer(_RecognizerScorer):
         """Take over changed recognizer weights; everything scored before is out of date."""
         super().refresh()
         assert self.recognizer.head is not None
-        self._weights = self.recognizer.head.unit_weights().detach()
+        self._head = self.recognizer.head
+        self._weights = self._head.unit_weights().detach()
 
     def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
-        head = self.recognizer.head
-        assert head is not None
-        cosines = head.cosines(embedding, self._weights)
-        target = cosines.gather(1, targets[:, None]).squeeze(1)
-        return margin_score(cosines, head.penalise(target, norm), targets)
+        cosines = self._head.cosines(embedding, self._weights)
+        return margin_score(cosines, targets, partial(self._head.penalise, norm=norm))
 
 
 class EnrolledScorer(_RecognizerScorer):
@@ -224,8 +232,6 @@ class EnrolledScorer(_RecognizerScorer):
         self.gallery = gallery.to(self.device)
 
     def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
-        cosines, labels = self.gallery.cosines(embedding, targets), self.gallery.labels[targets]
-        penalised = cosines.gather(1, labels[:, None]).squeeze(1)
-        if self.recognizer.head is not None:
-            penalised = self.recognizer.head.penalise(penalised, norm)
-        return margin_score(cosines, penalised, labels)
+        cosines, head = self.gallery.cosines(embedding, targets), self.recognizer.head
+        penalise = None if head is None else partial(head.penalise, norm=norm)
+        return margin_score(cosines, self.gallery.labels[targets], penalise)

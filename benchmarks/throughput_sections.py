@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
@@ -50,6 +50,7 @@ def rates(
     seconds: float,
     sync_up_to: int,
     async_up_to: int,
+    all_up_to: int,
 ) -> Results:
     """Sections 1 to 3: images or faces a second, and their ratio to the eager forward.
 
@@ -60,6 +61,8 @@ def rates(
         seconds: for each batch size.
         sync_up_to: largest number of environments of SyncVectorEnv.
         async_up_to: largest of AsyncVectorEnv, one process each; only the embedded recognizer.
+        all_up_to: largest batch of all contenders; of larger ones only the eager forward, the
+            engine and the vector environment are measured, in three rounds.
     """
     results: Results = {}
     recognizer = setup.scorer.recognizer
@@ -71,7 +74,10 @@ def rates(
             contenders: dict[str, tuple[Callable[[], Any], int]] = {
                 "eager": (partial(eager, images), n)
             }
-            if 1 in sections:
+            some, every = n > all_up_to, n <= all_up_to
+            if 1 in sections and some:
+                contenders["engine"] = (partial(setup.scorer._engine, images), n)
+            if 1 in sections and every:
                 contenders["eager, system's allocator"] = (partial(plain, n), n)
                 contenders["channels-last"] = (partial(last, images), n)
                 contenders["engine"] = (partial(setup.scorer._engine, images), n)
@@ -79,7 +85,8 @@ def rates(
             with ExitStack() as stack:
                 if 2 in sections:
                     contenders["vector step"] = (random_steps(setup.vector(n)), n)
-                    contenders["vector step, bfloat16"] = (random_steps(half.vector(n)), n)
+                    if every:
+                        contenders["vector step, bfloat16"] = (random_steps(half.vector(n)), n)
                 if 3 in sections and n <= sync_up_to:
                     one_by_one = gym.vector.SyncVectorEnv(
                         [setup.single] * n, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
@@ -93,7 +100,7 @@ def rates(
                     )
                     stack.callback(processes.close)
                     contenders["AsyncVectorEnv"] = (random_steps(processes), n)
-                timings = interleaved(contenders, seconds)
+                timings = interleaved(contenders, seconds, 5 if every else 3)
             results[str(n)] = {k: t.summary(timings["eager"]) for k, t in timings.items()}
     return results
 
@@ -163,43 +170,60 @@ def rollouts(setup: Setup, num_envs: int, seconds: float, n_steps: int = 2) -> R
 
 
 def group_scoring(setup: Setup, faces: int, num_envs: int = 32) -> Results:
-    """Section 5: masks scored a second while GRPO learns, and images the engine embeds a second."""
+    """Section 5: masks that GRPO has scored a second, beside images the engine embeds a second.
+
+    In the first and in the last tenth of the training the engine embeds as many images as there
+    were masks right after each group was scored; ratios are taken within these pairs.
+    """
     env = setup.vector(num_envs, observation="regions+image", reward="flip+margin")
     agent = make_agent("grpo", env, None, 0)
-    spent: list[tuple[float, int, int]] = []
+    masks = num_envs * agent.options.group
+    images, updates = setup.batch(masks), -(-faces // num_envs)
+    tenth = max(1, updates // 10)
+    laps: list[tuple[float, float, int]] = []
     evaluate = env.evaluate
 
     def timed(indices: Any, masks: Any) -> Any:
         start, before = time.perf_counter(), env.core.calls
         outcome = evaluate(indices, masks)
-        taken = time.perf_counter() - start
-        spent.append((taken, outcome.reward.numel(), env.core.calls - before))
+        taken, forward = time.perf_counter() - start, float("nan")
+        if not tenth <= len(laps) < updates - tenth:
+            start = time.perf_counter()
+            setup.scorer._engine(images)
+            forward = time.perf_counter() - start
+        laps.append((taken, forward, env.core.calls - before))
         return outcome
 
     env.evaluate = timed  # type: ignore[method-assign]
     agent.learn(faces)
-    masks = num_envs * agent.options.group
-    images = setup.batch(masks)
-    engine = interleaved({"engine": (lambda: setup.scorer._engine(images), masks)}, 3)["engine"]
-    tenth = max(1, len(spent) // 10)
-    results: Results = {"engine": engine.summary(), "faces": faces, "group": agent.options.group}
-    for name, part in (("first tenth", spent[:tenth]), ("last tenth", spent[-tenth:])):
-        seconds, asked, scored = np.array(part).T
-        rate = float(np.median(asked / seconds))
+    results: Results = {"faces": faces, "group": agent.options.group}
+    for name, part in (("first tenth", laps[:tenth]), ("last tenth", laps[-tenth:])):
+        seconds, forward, scored = np.array(part).T
         results[name] = {
-            "masks_per_second": rate,
-            "ratio": rate / engine.rate,
-            "scored": float(scored.sum() / asked.sum()),
+            "masks_per_second": masks / float(np.median(seconds)),
+            "engine_per_second": masks / float(np.median(forward)),
+            "ratio": float(np.median(forward / seconds)),
+            "scored": float(scored.mean() / masks),
         }
     return results
 
 
-def training_steps(setup: Setup, updates: int, num_envs: int = 32) -> Results:
-    """Section 6: milliseconds a face of every agent's training, by where they go."""
-    return {name: _training_step(setup, name, updates, num_envs) for name in AGENTS}
+def training_steps(setup: Setup, seconds: float, num_envs: int = 32) -> Results:
+    """Section 6: milliseconds a face of every agent's training, by where they go.
+
+    Args:
+        setup: recognizer and faces.
+        seconds: for each agent.
+        num_envs: faces a step of the environment.
+    """
+    return {name: _training_step(setup, name, seconds, num_envs) for name in AGENTS}
 
 
-def _training_step(setup: Setup, name: str, updates: int, num_envs: int) -> Results:
+class _EnoughError(Exception):
+    """Ends a training whose time has been taken."""
+
+
+def _training_step(setup: Setup, name: str, seconds: float, num_envs: int) -> Results:
     env = setup.vector(num_envs, observation="regions+image", reward="flip+margin")
     agent = make_agent(name, env, None, 0)
     laps: list[dict[str, float]] = []
@@ -229,22 +253,26 @@ def _training_step(setup: Setup, name: str, updates: int, num_envs: int) -> Resu
     for method in ("step", "reset", "evaluate"):
         setattr(env, method, watch(getattr(env, method), "environment"))
     agent.policy.forward = watch(agent.policy.forward, "policy forward")
-    marks = [time.perf_counter(), 0]
+    begin = time.perf_counter()
+    marks = [begin, 0]
 
     def after_update(step: int, _: dict[str, float]) -> None:
         now = time.perf_counter()
         faces, total = step - marks[1], now - marks[0]
         parts = dict(spent) | {"update": total - sum(spent.values())}
         laps.append({part: 1e3 * seconds / faces for part, seconds in parts.items()})
+        if len(laps) >= 4 and now - begin > seconds:
+            raise _EnoughError
         spent.clear()
         forwards[0] = 0
         marks[:] = [now, step]
 
-    per_update = num_envs * getattr(agent.options, "n_steps", 1)
-    agent.learn((updates + 2) * per_update, after_update, 100_000)
+    with suppress(_EnoughError):
+        agent.learn(100_000, after_update)
+    warm = 2  # the first updates warm up
     parts = ("environment", "policy forward", "update")
-    split = {part: float(np.median([lap[part] for lap in laps[2:]])) for part in parts}
-    return split | {"faces_per_second": 1e3 / sum(split.values()), "updates": len(laps) - 2}
+    split = {part: float(np.median([lap.get(part, 0) for lap in laps[warm:]])) for part in parts}
+    return split | {"faces_per_second": 1e3 / sum(split.values()), "updates": len(laps) - warm}
 
 
 @contextmanager

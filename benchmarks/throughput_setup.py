@@ -32,7 +32,7 @@ class Setup:
 
     Attributes:
         name: of the recognizer.
-        faces: the embedded world's validation faces.
+        faces: of the embedded world.
         scorer: judges them, with class weights that are random for all but the embedded world's.
     """
 
@@ -77,15 +77,15 @@ def warm(env: Any) -> None:
 
 
 @functools.cache
-def make_setup(name: str, faces: int = 256) -> Setup:
-    """A recognizer by name with the first of the embedded world's validation faces.
+def make_setup(name: str, faces: int = 256, split: str = "val") -> Setup:
+    """A recognizer by name with faces of the embedded world, the first of the validation split.
 
     The recognizer is `faceworld`, `resnet29` (random weights if its package is absent), or a
     backbone with random weights.
     """
     torch.manual_seed(0)
     recognizer = _recognizer(name)
-    world = load_faceworld("val")
+    world = load_faceworld(split)
     images, parsing = world.images[:faces], world.parsing
     assert parsing is not None
     parsing, size = parsing[:faces], recognizer.spec.size

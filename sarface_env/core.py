@@ -158,7 +158,7 @@ class RegionSelection:
     def _apply(self, indices: Tensor, masks: Tensor, out: Tensor) -> None:
         images, device = self._images, out.device
         regions = self._regions.index_select(0, indices).to(device)
-        pixels = self.partition.keep_pixels(regions, masks.to(device))
+        pixels = self.partition.keep_bytes(regions, masks.to(device))
         rows = out.flatten(1).view(images.dtype)
         if device == images.device:
             torch.index_select(images, 0, indices, out=rows)
@@ -215,11 +215,11 @@ class RegionSelection:
         kept = torch.from_numpy(self._kept(pixels, bits))
         masked = full = self._full_scores(faces)
         before = as_score(full)
-        todo = np.flatnonzero(~bits.all(1))
-        if len(todo) == len(faces):
+        whole = bits.all(1)
+        if not whole.any():
             masked = self._masked_scores(faces, bits)
-        elif len(todo):
-            masked = full.copy()
+        elif not whole.all():
+            masked, todo = full.copy(), np.flatnonzero(~whole)
             masked[todo] = self._masked_scores(faces[todo], bits[todo])
         after = as_score(masked)
         return Outcome(self.reward(before, after, kept).float(), before, after, kept)

@@ -119,9 +119,9 @@ class Episodes:
             raise ValueError(
                 f"actions must be ({self.num_envs}, {self.core.bits}) keep bits, got {masks.shape}"
             )
-        if not ((masks == 0) | (masks == 1)).all():
-            raise ValueError("actions are keep bits, 0 (drop) or 1 (keep); found other values")
         bits = masks.astype(np.bool_)
+        if not (bits == masks).all():
+            raise ValueError("actions are keep bits, 0 (drop) or 1 (keep); found other values")
         self.masks = torch.from_numpy(bits)
         info = self.info()
         outcome = self.core.decide(self.indices.numpy(), bits)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 Colour = tuple[float, float, float]
 Fill = Callable[[Tensor, Tensor, Colour], Tensor]
-"""`fill(images, keep, mean_colour)`: uint8 `(N, 3, H, W)`, bool `(N, H, W)`, BGR -> uint8.
+"""`fill(images, keep, mean_colour)`: uint8 `(N, 3, H, W)`, `(N, H, W)`, BGR -> uint8.
 
-The images may be overwritten.
+`keep` is bool, or uint8 with 255 for kept pixels and 0 for dropped ones, which is faster. The
+images may be overwritten.
 """
 
 
@@ -38,11 +39,12 @@ def _bytes(colour: Colour, device: torch.device) -> Tensor:
 
 def _bits(keep: Tensor) -> Tensor:
     """255 where pixels are kept, `(N, 1, H, W)` uint8, else 0."""
-    return keep.view(torch.uint8).neg()[:, None]
+    return (keep.view(torch.uint8).neg() if keep.dtype == torch.bool else keep)[:, None]
 
 
 def blur(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     """The colour of the kept pixels around, blurred over about a quarter of the image."""
+    keep = keep.bool()
     weight = keep[:, None].float()
     size = images.shape[-1] // 8 * 2 + 1
 
@@ -64,7 +66,7 @@ def inpaint(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     mean colour.
     """
     filled = mean(images.clone(), keep, mean_colour)
-    holes = (~keep).to(torch.uint8).cpu().numpy()
+    holes = (keep == 0).to(torch.uint8).cpu().numpy()
     todo = np.flatnonzero(holes.any((1, 2)) & ~holes.all((1, 2)))
     if not len(todo):
         return filled

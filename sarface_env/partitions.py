@@ -69,22 +69,27 @@ class Partition(ABC):
 
     def keep_pixels(self, regions: Tensor, masks: Tensor) -> Tensor:
         """Pixels kept `(N, H, W)` bool of region maps `(N, H, W)` under keep bits `(N, K)` bool."""
+        return self.keep_bytes(regions, masks).bool()
+
+    def keep_bytes(self, regions: Tensor, masks: Tensor) -> Tensor:
+        """`keep_pixels` as uint8 `(N, H, W)`: 255 where a pixel is kept, else 0."""
         if len(self.names) > 32:
-            bits = self.region_bits(masks)
+            bits = self.region_bits(masks).view(torch.uint8).neg_()
             return bits.gather(1, regions.flatten(1).long()).view(regions.shape)
-        # A face's bits in one number, shifted by the region of the pixel: no look-up in memory.
+        # A face's bits in one number. Shifted by the region of the pixel, its bit is the sign,
+        # which fills all others on the way back: no look-up in memory.
         weights, always = self._packing
         if masks.device != weights.device:
             weights = weights.to(masks.device)
         packed = (masks * weights).sum(1, dtype=torch.int32).add_(always)
         shifted = regions.int()
-        torch.bitwise_right_shift(packed[:, None, None], shifted, out=shifted)
-        return shifted.bitwise_and_(1).bool()
+        torch.bitwise_left_shift(packed[:, None, None], shifted, out=shifted)
+        return shifted.bitwise_right_shift_(31).to(torch.uint8)
 
     @functools.cached_property
     def _packing(self) -> tuple[Tensor, int]:
         """Bits of the selectable regions, int32 `(K,)`, and those of all others together."""
-        bits = np.left_shift(np.int32(1), np.arange(len(self.names), dtype=np.int32))
+        bits = np.left_shift(np.int32(1), 31 - np.arange(len(self.names), dtype=np.int32))
         selectable = list(self.selectable)
         others = np.bitwise_or.reduce(np.delete(bits, selectable), initial=0)
         return torch.from_numpy(bits[selectable]), int(others)

@@ -41,5 +41,5 @@ class RegionDropout:
         """
         chosen, share, draws = uniform[:, :1], uniform[:, 1:2], uniform[:, 2:]
         masks = (chosen >= self.probability) | (draws >= self.most * share)
-        keep = self.partition.keep_pixels(self.partition(parsing), masks)
+        keep = self.partition.keep_bytes(self.partition(parsing), masks)
         return self._fill(images.clone(), keep, self.mean_colour)

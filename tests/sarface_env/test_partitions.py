@@ -116,7 +116,7 @@ def test_every_region_has_a_name_and_bits_map_to_regions(name):
         assert kept[region] == (region not in selectable or region == partition.selectable[1])
 
 
-@pytest.mark.parametrize("name", ["sarface24", "grid4x8", "grid3x11", "grid16x16"])
+@pytest.mark.parametrize("name", ["sarface24", "celeba19", "grid4x8", "grid3x11", "grid16x16"])
 def test_pixels_kept_are_those_of_kept_regions(name):
     partition = make_partition(name)
     regions = partition(toy_faces(n=6, size=33).parsing)
@@ -126,6 +126,7 @@ def test_pixels_kept_are_those_of_kept_regions(name):
     for face in range(6):
         expected = bits[face].numpy()[regions[face].numpy()]
         np.testing.assert_array_equal(kept[face].numpy(), expected)
+    assert torch.equal(partition.keep_bytes(regions, masks < 0.5), kept * torch.tensor(255).byte())
 
 
 def test_bad_input_is_explained():

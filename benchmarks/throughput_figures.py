@@ -8,6 +8,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 TITLES = {"faceworld": "embedded recognizer", "resnet29": "ResNet-29", "ir_50": "IR-50"}
 # Colour by contender, the same in every panel.
@@ -49,13 +50,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.set(xlabel="batch size or number of environments", ylabel="faces a second")
         axis.grid(True, which="both", alpha=0.2)
         axis.set_xticks([1, 16, 64, 256], ["1", "16", "64", "256"])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:,g}")
         axis.minorticks_off()
     handles: dict[str, Any] = {}
     for axis in upper.axes:
         handles |= {
             label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
     if len(halves) > 1:
         _draw_parts(halves[1], parts, training)
     figure.savefig(path, dpi=110)

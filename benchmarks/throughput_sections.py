@@ -51,6 +51,7 @@ def rates(
     sync_up_to: int,
     async_up_to: int,
     all_up_to: int,
+    rounds: int,
 ) -> Results:
     """Sections 1 to 3: images or faces a second, and their ratio to the eager forward.
 
@@ -62,7 +63,8 @@ def rates(
         sync_up_to: largest number of environments of SyncVectorEnv.
         async_up_to: largest of AsyncVectorEnv, one process each; only the embedded recognizer.
         all_up_to: largest batch of all contenders; of larger ones only the eager forward, the
-            engine and the vector environment are measured, in three rounds.
+            engine and the vector environment are measured.
+        rounds: at least so many of each.
     """
     results: Results = {}
     recognizer = setup.scorer.recognizer
@@ -74,20 +76,19 @@ def rates(
             contenders: dict[str, tuple[Callable[[], Any], int]] = {
                 "eager": (partial(eager, images), n)
             }
-            some, every = n > all_up_to, n <= all_up_to
-            if 1 in sections and some:
+            every = n <= all_up_to
+            if 1 in sections:
                 contenders["engine"] = (partial(setup.scorer._engine, images), n)
             if 1 in sections and every:
                 contenders["eager, system's allocator"] = (partial(plain, n), n)
                 contenders["channels-last"] = (partial(last, images), n)
-                contenders["engine"] = (partial(setup.scorer._engine, images), n)
                 contenders["engine, bfloat16"] = (partial(half.scorer._engine, images), n)
             with ExitStack() as stack:
                 if 2 in sections:
                     contenders["vector step"] = (random_steps(setup.vector(n)), n)
                     if every:
                         contenders["vector step, bfloat16"] = (random_steps(half.vector(n)), n)
-                if 3 in sections and n <= sync_up_to:
+                if 3 in sections and every and n <= sync_up_to:
                     one_by_one = gym.vector.SyncVectorEnv(
                         [setup.single] * n, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
                     )
@@ -100,7 +101,7 @@ def rates(
                     )
                     stack.callback(processes.close)
                     contenders["AsyncVectorEnv"] = (random_steps(processes), n)
-                timings = interleaved(contenders, seconds, 5 if every else 3)
+                timings = interleaved(contenders, seconds, rounds)
             results[str(n)] = {k: t.summary(timings["eager"]) for k, t in timings.items()}
     return results
 

@@ -21,6 +21,7 @@ from recognizer.data.folder import read_landmarks
 from recognizer.data.verification_sets import PairSet, read_pair_set
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer
+from recognizer.memory import keep_freed_memory
 from recognizer.verification import embed_flipped, verify_set
 from segmenter import CLASSES, Parser, load_parser, parser_names
 from segmenter.data import IMAGE_SUFFIXES, ParsingData, load_data, read_image, split_names
@@ -44,6 +45,7 @@ SHEET_FACES = 32
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark from the command line."""
+    keep_freed_memory()
     options = _arguments().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -22,6 +22,7 @@ from recognizer.data.faces import FaceSet
 from recognizer.data.occlusion import OCCLUSIONS, kinds_drawn, occlude
 from recognizer.data.source import PAIRS, FaceSource, fold_of_people, open_source, stamp_of
 from recognizer.data.verification_sets import PairSet, read_pairs
+from recognizer.memory import keep_freed_memory
 from sarface_env.locating import decode_each, locate
 from segmenter import CLASSES, Parser, load_parser
 from segmenter.cache import parse_cached
@@ -87,6 +88,7 @@ def load_photographs(options: Photographs) -> FaceSet:
         FileNotFoundError: nothing at the path, or no such parser.
         ValueError: bad options, too few people, or images that cannot be decoded; lists them all.
     """
+    keep_freed_memory()  # for the parser
     source = open_source(options.path)
     parser = load_parser(options.parser, options.device)
     recipe = {

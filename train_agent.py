@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -70,7 +70,10 @@ class TrainOptions:
     """Where they come from: `val` while choosing options, `test` to report."""
     val_faces: int = 400
     """Validation faces that the agent is scored on while it trains, without exploration; the agent
-    with the largest share of them margin-correct is kept in the folder `best` of the run."""
+    that is best by `best_by` is kept in the folder `best` of the run."""
+    best_by: Literal["margin-correct", "reward"] = "margin-correct"
+    """What is best: the largest share of validation faces margin-correct, or the largest mean
+    reward. With a reward such as `contrast` the latter is surer where few faces change sides."""
     validate_every: int = 1024
     """Faces decided on between two such scores; alternating training has one a round."""
     fixed_mask_faces: int = 256
@@ -202,7 +205,8 @@ def train(options: TrainOptions, folder: Path) -> Agent:
         The agent that was the best on validation faces.
     """
     agent = build_agent(options, make_env(options, "train"), folder)
-    validation = Validation(make_env(options, "val", JUDGE), options.val_faces)
+    reward = options.env.reward if options.best_by == "reward" else JUDGE
+    validation = Validation(make_env(options, "val", reward), options.val_faces, options.best_by)
     checkpoint = folder / "checkpoint.pt"
     validated, done, seconds = -1, None, [0.0, 0.0]
     if options.resume and checkpoint.exists():
@@ -261,8 +265,10 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         env,  # type: ignore[arg-type]
         schedule.batch_size,
         schedule.mix,
+        schedule.masks,
         schedule.optimizer,
         schedule.lr,
+        schedule.rounds * schedule.recognizer_steps if schedule.decay else None,
         schedule.weight_decay,
         options.seed,
         schedule.head,

@@ -27,16 +27,22 @@ class AlternatingOptions:
     batch_size: int = 64
     """Faces in each of them."""
     mix: float = 0.5
-    """Share of those faces that the agent masks, sampling; the others are shown in full."""
+    """Share of those faces that are masked; the others are shown in full."""
+    masks: Literal["agent", "random"] = "agent"
+    """Who masks them: the agent, sampling, or chance. Chance drops a share of a face's regions that
+    is drawn for each face between 0 and 0.6."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Optimizer of the recognizer: SGD with momentum 0.9, or AdamW."""
     lr: float = 1e-4
-    """Its learning rate; constant."""
+    """Its learning rate."""
+    decay: bool = False
+    """Let the learning rate fall to zero along a cosine instead of keeping it constant."""
     weight_decay: float = 5e-4
     """Its weight decay, of matrices and convolutions."""
-    head: Literal["cosface", "arcface", "adaface"] = "cosface"
+    head: Literal["cosface", "arcface", "adaface", "none"] = "cosface"
     """Margin head for people who are enrolled from photographs: what it starts from are the means
-    of their images."""
+    of their images. With `none` there are no classes; the recognizer then learns to make of a
+    masked face what it first made of the whole, uncovered one."""
     margin: float = 0.1
     """Margin of that head. Smaller than in training from scratch, because the recognizer knows
     these people already, by cosines that may lie close together."""

@@ -28,6 +28,9 @@ class GainOptions:
     others drop blocks of the full face."""
     block: float = 0.7
     """Side of the largest block, as a share of the face's."""
+    threshold: float = 0.0
+    """A region is dropped when its predicted gain is above this, in units of the rewards' spread:
+    more than 0 where dropping for nothing is worse than keeping for nothing."""
     width: int = 24
     """Channels of the policy network's first layer."""
     max_grad_norm: float = 1.0
@@ -76,11 +79,11 @@ class Gain(UpdatingAgent):
 
     @torch.no_grad()
     def logits(self, obs: Any) -> Tensor:
-        """Keep logits `(N, K)`: the gains of keeping, ten to the spread of rewards.
+        """Keep logits `(N, K)`: the gains of keeping above the threshold, ten to the rewards' spread.
 
         Only their sign matters, but where masks are sampled, as in alternating training.
         """
-        return 10 * super().logits(obs)
+        return 10 * (super().logits(obs) + self.options.threshold)
 
     def _update(self, progress: float) -> dict[str, float]:
         self._anneal(progress)

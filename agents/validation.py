@@ -18,14 +18,15 @@ class Validation:
     Args:
         env: a `SARFaceVectorEnv` on the validation split.
         faces: how many, always the same; all of the split if it has fewer.
+        metric: of `agents.evaluation.METRICS`, what is best.
 
     Attributes:
-        best: best share of margin-correct faces so far.
+        best: best mean of the metric so far.
         result: of the last call.
     """
 
-    def __init__(self, env: Any, faces: int):
-        self.env = env
+    def __init__(self, env: Any, faces: int, metric: str = "margin-correct"):
+        self.env, self.metric = env, metric
         self.indices = np.random.default_rng(0).permutation(len(env.unwrapped.core))[:faces]
         self.best = -math.inf
         self.result: Result | None = None
@@ -38,7 +39,7 @@ class Validation:
         result = self.result = evaluate(policy, self.env, self.indices)
         metrics = {
             f"validation/{metric.replace('-', '_').replace(' ', '_')}": result.mean(metric)
-            for metric in ("margin-correct", "correct", "kept pixels")
+            for metric in ("margin-correct", "correct", "kept pixels", "reward")
         }
         partition = self.env.unwrapped.partition
         present = result.present.sum(0)
@@ -54,7 +55,7 @@ class Validation:
         Of equal scores the later one is taken: it comes with the smaller learning rate.
         """
         assert self.result is not None
-        score = self.result.mean("margin-correct")
+        score = self.result.mean(self.metric)
         if score < self.best:
             return False
         self.best = score

@@ -1,8 +1,8 @@
 """Does choosing regions help a real recognizer on photographs? Everything behind the results page.
 
-Trains agents on photographs of some people, judges them on others beside baselines and oracles
-(`benchmarks.policies`), compares partitions and fills, and trains recognizer and agent in turn with
-two controls. Each step is one command and leaves one file; what is there is not made again, so that
+Gets a recognizer used to holes, trains agents on photographs of some people, judges them on others
+beside baselines and oracles (`benchmarks.policies`), compares partitions and fills, and trains
+recognizer and agent in turn with two controls. Each step is one command and leaves one file; what is there is not made again, so that
 a stopped run goes on where it was. `real_faces.md` is then written from the files alone.
 """
 
@@ -31,12 +31,12 @@ PARTITIONS = (
     *("sarface24xgrid4x4", "celeba19xgrid4x3"),
 )
 FILLS = ("mean", "zero", "blur", "inpaint")
-BASELINES = ("clean", "keep-all", "random", "fixed", "fixed@sarface24", "face-only")
-ORACLES = ("oracle-occluder", "oracle-regions", "greedy")
+BASELINES = ("clean", "keep-all", "random", "fixed", "face-only")
+ORACLES = ("oracle-occluder", "oracle-regions")
 # Alternating training and its controls: the same steps of the recognizer on other faces.
 ALTERNATING = {
     "alternating": [],
-    "random-masks": ["--agent", "reinforce", "--alternating.policy_steps", "0"],
+    "random-masks": ["--alternating.policy_steps", "0", "--alternating.masks", "random"],
     "unmasked": ["--alternating.policy_steps", "0", "--alternating.mix", "0"],
 }
 
@@ -48,7 +48,7 @@ class Options:
     data: Path = Path("../shared/data/lfw_dev")
     """Folder in LFW's form."""
     recognizer: str = "resnet29"
-    """The recognizer."""
+    """The recognizer; what agents are trained and judged with is this one, used to holes."""
     parser: str = "light"
     """The face parser."""
     folds: str = "1-5/6/7"
@@ -71,15 +71,30 @@ class Options:
     """Train recognizer and agent in turn, and the controls."""
     train: list[str] = field(
         default_factory=lambda: [
-            *("--agent", "gain", "--partition", "sarface24xgrid4x4", "--reward", "margin"),
-            *("--obs_size", "75", "--steps", "12288", "--validate_every", "3072"),
+            *("--agent", "gain", "--partition", "sarface24xgrid4x4", "--reward", "contrast"),
+            *("--obs_size", "75", "--steps", "6144", "--validate_every", "2048"),
+            *("--best_by", "reward", "--val_faces", "468"),
         ]
     )
     """Options of `train_agent.py` for every agent."""
+    holes: list[str] = field(
+        default_factory=lambda: [
+            *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
+            *("--alternating.masks", "random", "--alternating.head", "none"),
+            *("--alternating.mix", "0.85", "--alternating.policy_steps", "0"),
+            *("--alternating.rounds", "1", "--alternating.recognizer_steps", "500"),
+            *("--alternating.batch_size", "32", "--alternating.lr", "2e-4"),
+            *("--alternating.decay", "true"),
+        ]
+    )
+    """Options of `train_agent.py` for the recognizer that is used to holes: it sees uncovered faces
+    with random cells missing, and learns to make of them what it made of the whole face."""
     turns: list[str] = field(
         default_factory=lambda: [
-            *("--alternating.rounds", "4", "--alternating.policy_steps", "2048"),
-            *("--alternating.recognizer_steps", "60", "--alternating.lr", "1e-4"),
+            *("--alternating.rounds", "2", "--alternating.policy_steps", "2048"),
+            *("--alternating.recognizer_steps", "125", "--alternating.batch_size", "32"),
+            *("--alternating.head", "none", "--alternating.lr", "2e-4"),
+            *("--alternating.mix", "0.85", "--alternating.decay", "true"),
         ]
     )
     """Further options of alternating training."""
@@ -102,8 +117,10 @@ class Options:
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
             self.train = [*self.train, "--steps", "512", "--validate_every", "512"]
-            self.turns = ["--alternating.rounds", "1", "--alternating.policy_steps", "64"]
-            self.turns += ["--alternating.recognizer_steps", "2", "--val_faces", "20"]
+            few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
+            self.holes = [*self.holes, *few, "--val_faces", "20"]
+            self.turns = [*self.turns, *few, "--alternating.policy_steps", "64"]
+            self.turns += ["--val_faces", "20"]
             self.fixed_calls = min(self.fixed_calls, 600)
 
 
@@ -121,39 +138,51 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_all(options: Options) -> None:
     """Every step that is not done yet, the most telling ones first."""
-    for seed in options.seeds:
-        for kind in options.trained:
+    make_run(options, "holes", [*_where(options, "clean", options.recognizer), *options.holes])
+    for kind in options.trained:
+        for seed in options.seeds:
             make_run(options, f"{kind}-{seed}", training_command(options, kind, str(seed)))
     general = [str(options.runs / f"mixed-{seed}") for seed in options.seeds]
     for kind in options.judged:
         special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
         agents = [*(special if kind in options.trained[1:] else []), *general]
-        judge(options, kind, kind, [*BASELINES, *ORACLES[:2], *agents])
+        names = {"mixed": [*BASELINES, *ORACLES], "clean": ["keep-all"]}
+        judge(options, kind, kind, [*names.get(kind, ["clean", "keep-all", *ORACLES]), *agents])
+    plain = ["clean", "keep-all", *ORACLES]
+    judge(options, "plain", "mixed", plain, recognizer=options.recognizer)
     # Choices, so on the people for choosing.
     for partition in options.partitions:
-        names = ["keep-all", "oracle-occluder", "oracle-regions", "greedy"]
         chosen = ["--split", "val", "--partition", partition]
-        judge(options, f"partition-{partition}", "mixed", names, chosen, [0])
+        judge(options, f"partition-{partition}", "mixed", ["keep-all", *ORACLES], chosen, [0])
     for fill in options.fills:
         chosen = ["--split", "val", "--fill", fill, "--partition", "sarface24xgrid4x4"]
-        judge(options, f"fill-{fill}", "mixed", ["keep-all", *ORACLES[:2]], chosen, [0])
+        judge(options, f"fill-{fill}", "mixed", ["keep-all", *ORACLES], chosen, [0])
     if options.alternate:
         together = []
         for seed in options.seeds:
             for name, extra in ALTERNATING.items():
-                argv = training_command(options, "mixed", str(seed))
-                argv += ["--alternate", "true", *options.turns, *extra]
+                argv = [*_where(options, "mixed", options.recognizer), "--seed", str(seed)]
+                argv += [*options.train, "--alternate", "true", *options.turns, *extra]
                 make_run(options, f"{name}-{seed}", argv)
-                together.append(str(options.runs / f"{name}-{seed}"))
+                together.append(str(options.runs / f"{name}-{seed}" / "last"))
         for kind in ("mixed", "clean"):
-            judge(options, f"alternating-{kind}", kind, ["clean", "keep-all", *together])
+            names = ["clean", "keep-all", *together]
+            judge(options, f"alternating-{kind}", kind, names, recognizer=options.recognizer)
 
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one agent."""
-    where = ["--data", str(options.data), "--folds", options.folds]
-    where += ["--recognizer", options.recognizer, "--parser", options.parser]
-    return [*where, "--occlusion", kind, "--seed", seed, *options.train]
+    return [*_where(options, kind, used_to_holes(options)), "--seed", seed, *options.train]
+
+
+def used_to_holes(options: Options) -> str:
+    """The file of the recognizer that agents are trained and judged with."""
+    return str(options.runs / "holes" / "last" / "recognizer.safetensors")
+
+
+def _where(options: Options, kind: str, recognizer: str) -> list[str]:
+    where = ["--data", str(options.data), "--folds", options.folds, "--parser", options.parser]
+    return [*where, "--recognizer", recognizer, "--occlusion", kind]
 
 
 def make_run(options: Options, name: str, argv: list[str]) -> None:
@@ -192,9 +221,10 @@ def judge(
     names: list[str],
     further: list[str] | None = None,
     seeds: list[int] | None = None,
+    recognizer: str | None = None,
 ) -> None:
     """Judge policies on one kind of occlusion, unless the very same has been done."""
-    argv = ["--data", str(options.data), "--recognizer", options.recognizer]
+    argv = ["--data", str(options.data), "--recognizer", recognizer or used_to_holes(options)]
     argv += ["--parser", options.parser, "--folds", options.folds, "--occlusion", kind]
     ways = [0] if kind == "clean" else (seeds or options.occlusion_seeds)
     argv += ["--occlusion-seeds", *map(str, ways), "--fixed-calls", str(options.fixed_calls)]

@@ -108,9 +108,10 @@ def build_optimizer(module: Recognizer, options: TrainOptions) -> torch.optim.Op
 
     `lr_scale` of every group is what its learning rate is of that of the run.
     """
-    assert module.head is not None
     groups: list[dict[str, Any]] = []
-    for part, scale in ((module.backbone, options.backbone_lr), (module.head, 1.0)):
+    parts = [(module.backbone, options.backbone_lr)]
+    parts += [] if module.head is None else [(module.head, 1.0)]
+    for part, scale in parts:
         for vectors in (False, True):
             params = [p for p in part.parameters() if (p.ndim <= 1) == vectors]
             decay = 0.0 if vectors else options.weight_decay

@@ -329,7 +329,7 @@ def _rows(images: Tensor) -> Tensor:
 
 def _reshape(outcome: Outcome, shape: tuple[int, ...]) -> Outcome:
     def scores(s: Score) -> Score:
-        return Score(s.correct.view(shape), s.margin_correct.view(shape), s.margin.view(shape))
+        return Score(*(value.view(shape) for value in vars(s).values()))
 
     return Outcome(
         outcome.reward.view(shape),

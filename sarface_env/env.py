@@ -115,6 +115,8 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     - `flip` (default): +1 when masking makes a wrong face right, -1 for the reverse, else 0;
       right means margin-correct. `flip_plain` judges by the plain arg-max, as published.
     - `margin`: gain in margin, scaled by 5 and clipped to [-1, 1].
+    - `contrast`: five times the gain in contrast, the target's lead over the average other, clipped
+      to [-1, 1]: less noisy than `margin`.
     - `patchdrop`: 1 - kept^2 when right, -0.5 when wrong.
     - weighted sums, for example `flip+0.5*margin`.
 

@@ -49,7 +49,9 @@ def blur(images: Tensor, keep: Tensor, mean_colour: Colour) -> Tensor:
     size = images.shape[-1] // 8 * 2 + 1
 
     def around(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+        # Down and then across: far fewer additions than over a square, and the same mean.
+        x = F.avg_pool2d(x, (size, 1), 1, (size // 2, 0), count_include_pad=False)
+        return F.avg_pool2d(x, (1, size), 1, (0, size // 2), count_include_pad=False)
 
     colours, share = around(images * weight), around(weight)
     colour = torch.tensor(mean_colour, device=images.device).view(1, 3, 1, 1)

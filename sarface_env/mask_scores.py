@@ -8,8 +8,8 @@ from sarface_env.hashing import GOLDEN
 from sarface_env.scorers import Score
 
 _HALF = np.uint64(32)
-FIELDS = ("correct", "margin_correct", "margin")
-SCORE = np.dtype(list(zip(FIELDS, (np.bool_, np.bool_, np.float32), strict=True)))
+FIELDS = ("correct", "margin_correct", "margin", "contrast")
+SCORE = np.dtype(list(zip(FIELDS, (np.bool_, np.bool_, np.float32, np.float32), strict=True)))
 """A `Score` of one image, for arrays of them."""
 
 

@@ -1,5 +1,6 @@
 """Training steps of the recognizer that judges an environment, on faces masked by a policy."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sarface_env.env import SARFaceVectorEnv
 from sarface_env.episodes import Episodes
 from sarface_env.scorers import EnrolledScorer, MarginScorer
 
+_MOST = 0.6  # of a face's regions that chance drops
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -23,7 +25,10 @@ class RecognizerUpdates:
     """Trains an environment's recognizer, backbone and class weights, on the environment's faces.
 
     Where people are known by their enrolled images, they get class weights for the training, which
-    start as what they are known by; they are judged by their images still, enrolled anew.
+    start as what they are known by; they are judged by their images still, enrolled anew. Or the
+    recognizer learns to see through the masks without any classes: every masked face is drawn to
+    what the first recognizer made of the same face, whole and uncovered. That needs few people,
+    and leaves whole faces about where they were.
 
     The faces of a batch and which of them are masked are functions of (seed, step).
 
@@ -31,12 +36,16 @@ class RecognizerUpdates:
         env: whose scorer is a `MarginScorer` or `EnrolledScorer` of its own, not shared with other
             environments that should not change.
         batch_size: faces a step.
-        mix: probability that a face is masked by the policy; the others are shown in full.
+        mix: probability that a face is masked; the others are shown in full.
+        masks: by whom: `agent`, the policy, or `random`, which drops a share of the regions drawn
+            for each face from [0, 0.6].
         optimizer: `sgd` with momentum 0.9, or `adamw`.
-        lr: learning rate, constant.
+        lr: learning rate.
+        decay_steps: steps in which the learning rate falls to zero along a cosine; constant if None.
         weight_decay: of matrices and convolutions.
         seed: of the order of faces and of the mixing.
-        head: margin head of people who are enrolled: `cosface`, `adaface` or `arcface`.
+        head: margin head of people who are enrolled: `cosface`, `adaface` or `arcface`; `none` for
+            the first recognizer's embeddings as targets.
         margin: of that head.
         followers: other scorers of the same recognizer, which take over its changes too.
 
@@ -45,7 +54,8 @@ class RecognizerUpdates:
         folder: where a batch whose loss is no number is saved, if given.
 
     Raises:
-        ValueError: the recognizer has no class weights to train, or there are too few faces.
+        ValueError: the recognizer has no class weights to train, there are too few faces, or `none`
+            where nobody is enrolled.
     """
 
     def __init__(
@@ -53,8 +63,10 @@ class RecognizerUpdates:
         env: SARFaceVectorEnv,
         batch_size: int = 64,
         mix: float = 0.5,
+        masks: str = "agent",
         optimizer: str = "adamw",
         lr: float = 1e-4,
+        decay_steps: int | None = None,
         weight_decay: float = 5e-4,
         seed: int = 0,
         head: str = "cosface",
@@ -63,6 +75,7 @@ class RecognizerUpdates:
     ):
         inner = env.unwrapped
         self.core, self.mix, self.batch_size, self.seed = inner.core, mix, batch_size, seed
+        self.masks, self.lr, self.decay_steps = masks, lr, decay_steps
         scorer = self.core.scorer
         if not isinstance(scorer, MarginScorer | EnrolledScorer):
             raise ValueError(
@@ -77,7 +90,15 @@ class RecognizerUpdates:
             raise ValueError(f"{len(self.core)} faces are too few for a batch of {batch_size}")
         self.scorers = [scorer, *followers]
         self.trained = scorer.recognizer
-        if isinstance(scorer, EnrolledScorer):
+        self._whole: Tensor | None = None
+        if head == "none":
+            if not isinstance(scorer, EnrolledScorer):
+                raise ValueError(
+                    "head none takes the embeddings of enrolled faces as targets; here a "
+                    f"{type(scorer).__name__} judges"
+                )
+            self._whole = scorer.gallery.embeddings
+        elif isinstance(scorer, EnrolledScorer):
             # The same backbone with a head of its own.
             self.trained = Recognizer(
                 scorer.recognizer.backbone,
@@ -85,7 +106,7 @@ class RecognizerUpdates:
                 scorer.gallery.head(head, m=margin),
                 scorer.recognizer.name,
             ).to(scorer.device)
-        self.objective = Objective(self.trained)
+        self.objective = Objective(self.trained) if self._whole is None else None
         self.optimizer = build_optimizer(
             self.trained,
             TrainOptions(optimizer=optimizer, lr=lr, weight_decay=weight_decay),  # type: ignore[arg-type]
@@ -129,23 +150,40 @@ class RecognizerUpdates:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.core))
         index = np.sort(order[place * self.batch_size : (place + 1) * self.batch_size])
         random = np.random.default_rng([self.seed, self.step, 1])
-        self._shown.begin(index)
         masks = torch.ones((self.batch_size, self.core.bits), dtype=torch.bool)
         masked = torch.from_numpy(random.random(self.batch_size) < self.mix)
-        if masked.any():
+        if self.masks == "random":
+            share = _MOST * random.random((self.batch_size, 1))
+            chosen = torch.from_numpy(random.random(tuple(masks.shape)) >= share)
+            masks[masked] = chosen[masked]
+        elif masked.any():
+            self._shown.begin(index)
             chosen = torch.as_tensor(predict(self._shown.observe())).bool()
             masks[masked] = chosen[masked]
         faces = torch.from_numpy(index)
         images, labels = self.core.apply(faces, masks), self.core.faces.labels[faces]
         torch.manual_seed(int(random.integers(2**62)))  # dropout
-        loss = self.objective(images, labels.to(self.trained.device))
+        loss = self._loss(images, faces, labels.to(self.trained.device))
         if not torch.isfinite(loss):
             self._stop({"index": faces, "masks": masks, "images": images, "labels": labels})
+        if self.decay_steps:
+            left = (1 + math.cos(math.pi * min(1, self.step / self.decay_steps))) / 2
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * left
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
         return loss.item()
+
+    def _loss(self, images: Tensor, faces: Tensor, labels: Tensor) -> Tensor:
+        if self.objective is not None:
+            return self.objective(images, labels)
+        # Targets are of image and mirror image together, so either may be shown.
+        if torch.rand(()) < 0.5:
+            images = images.flip(-1)
+        assert self._whole is not None
+        return (1 - (self.trained.embed(images)[0] * self._whole[faces]).sum(1)).mean()
 
     def _stop(self, batch: dict[str, Tensor]) -> None:
         kept = ""

@@ -27,14 +27,22 @@ class Score:
         correct: bool, right without any margin.
         margin_correct: bool, right with the margin the model was trained for.
         margin: float32, by how much (above zero: margin-correct).
+        contrast: float32, how much more the model sees of the target than of the average other
+            class. It says less than the margin, and more steadily: which class is the best other
+            depends on the mask. By default the margin.
     """
 
     correct: Tensor
     margin_correct: Tensor
     margin: Tensor
+    contrast: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.contrast is None:
+            self.contrast = self.margin
 
     def __getitem__(self, index: Tensor | slice) -> "Score":
-        return Score(self.correct[index], self.margin_correct[index], self.margin[index])
+        return Score(*(value[index] for value in vars(self).values()))
 
 
 class Scorer(Protocol):
@@ -64,7 +72,8 @@ def margin_score(
     """Correctness and margin from cosines `(N, C)`, which are overwritten, to all classes.
 
     An image is *correct* when its target's cosine beats every other one, *margin-correct* when the
-    penalised target cosine still does; the *margin* is the latter's lead over the best other.
+    penalised target cosine still does; the *margin* is the latter's lead over the best other, the
+    *contrast* the lead of the target's cosine over the mean of the others.
 
     Args:
         cosines: to all classes.
@@ -76,7 +85,8 @@ def margin_score(
     target = cosines.gather(1, index)[:, 0]
     best_other = cosines.scatter_(1, index, -2.0).amax(1)
     margin = (target if penalise is None else penalise(target)) - best_other
-    return Score(target > best_other, margin > 0, margin)
+    contrast = target - (cosines.sum(1) + 2) / max(cosines.shape[1] - 1, 1)
+    return Score(target > best_other, margin > 0, margin, contrast)
 
 
 class _RecognizerScorer:
@@ -119,7 +129,7 @@ class _RecognizerScorer:
         batches = (tensor.split(self.batch_size) for tensor in (images, targets))
         for image, target in zip(*batches, strict=True):
             score = self.score(image, target)
-            parts.append((score.correct, score.margin_correct, score.margin))
+            parts.append(tuple(vars(score).values()))
         return Score(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:

@@ -10,6 +10,7 @@ from agents.alternating import AlternatingOptions, Alternation
 from recognizer.backbones import build_backbone
 from recognizer.recognizer import InputSpec, Recognizer
 from recognizer.training import TrainingDivergedError
+from recognizer.verification import embed_flipped
 from sarface_env import SARFaceVectorEnv
 from sarface_env.recognizer_updates import RecognizerUpdates
 from sarface_env.scorers import EnrolledScorer, MarginScorer
@@ -142,6 +143,48 @@ def test_people_who_are_enrolled_get_class_weights_for_training_alone():
     resumed = RecognizerUpdates(other, 6, 0.0, head="adaface")
     resumed.load_state_dict(state)
     torch.testing.assert_close(resumed.core.scorer.gallery.embeddings, scorer.gallery.embeddings)
+
+
+def test_without_a_head_masked_faces_are_drawn_to_the_whole_ones_embeddings():
+    recognizer = Recognizer(build_backbone("ir_tiny"), InputSpec(), name="ir_tiny").eval()
+    faces = toy_faces(size=32)
+    faces.labels = torch.arange(12) % 4
+    env = make_env(scorer=EnrolledScorer(recognizer, faces, "cpu"), faces=faces)
+    whole = embed_flipped(recognizer.embed, faces.images)
+    masks = torch.rand((12, env.core.bits), generator=torch.Generator().manual_seed(0)) < 0.5
+    shown = env.core.apply(torch.arange(12), masks)
+
+    def near() -> float:
+        return float((embed_flipped(recognizer.embed, shown) * whole).sum(1).mean())
+
+    before = near()
+    updates = RecognizerUpdates(env, 12, 1.0, lr=1e-3, head="none")
+    first, last = (updates.learn(steps, lambda obs: masks[: len(obs)]) for steps in (5, 30))
+    assert last < first
+    assert near() > before + 0.1 * (1 - before)
+    with pytest.raises(ValueError, match=r"head none .* here a MarginScorer judges"):
+        RecognizerUpdates(make_env(), 4, head="none")
+
+
+def test_chance_masks_up_to_a_share_of_the_regions_and_rates_fall_to_zero(monkeypatch):
+    env, seen = make_env(), []
+    apply = env.core.apply
+    monkeypatch.setattr(
+        env.core, "apply", lambda faces, masks: [seen.append(masks.clone()), apply(faces, masks)][1]
+    )
+    updates = RecognizerUpdates(env, 12, 0.75, "random", lr=1e-3, decay_steps=40)
+    rates = []
+    for step in range(1, 41):
+        updates.learn(step, None)  # chance asks no policy
+        rates.append(updates.optimizer.param_groups[0]["lr"])
+    assert rates[0] == 1e-3
+    assert rates[20] == pytest.approx(5e-4)
+    assert rates[-1] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 39 / 40)) / 2)
+    dropped = (~torch.cat(seen)).float().mean(1)
+    # Half of 0.6 on average, of three quarters of the faces.
+    assert 0.19 < dropped.mean() < 0.26
+    assert (dropped == 0).float().mean() > 0.25
+    assert dropped.max() > 0.6
 
 
 def test_bad_input(tmp_path):

@@ -23,6 +23,8 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
         results=tmp_path / "page",
         reduced=True,
     )
+    options.holes += ["--partition", "grid2x2", "--num_envs", "4"]
+    options.holes += ["--alternating.batch_size", "4"]
     options.train += ["--partition", "grid2x2", "--obs_size", "16", "--num_envs", "4"]
     options.train += ["--steps", "8", "--validate_every", "8"]
     options.turns += ["--alternating.batch_size", "4", "--alternating.policy_steps", "4"]
@@ -36,7 +38,8 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
         assert text in page
     for name in ("alternating-0", "random-masks-0", "unmasked-0", "sarface24", "mean"):
         assert f"| {name} |" in page
-    assert "--policies clean keep-all random fixed fixed@sarface24 face-only" in page
+    assert "--policies clean keep-all random fixed face-only oracle-occluder" in page
+    assert "--recognizer " + str(tmp_path / "runs/holes/last/recognizer.safetensors") in page
     assert (options.results / "accuracy.png").stat().st_size > 10_000
 
     def never(*_):

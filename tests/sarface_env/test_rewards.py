@@ -122,6 +122,7 @@ KEPT = torch.tensor([0.5, 1.0, 0.25, 0.75])
         ("flip", [1, 0, -1, 0]),
         ("flip_plain", [1, 0, -1, 0]),
         ("margin", [1, -0.5, -1, 0]),
+        ("contrast", [1, -0.5, -1, 0]),  # the margin, of a scorer that knows nothing better
         ("patchdrop", [0.75, -0.5, -0.5, -0.5]),
         ("flip+0.5*margin", [1.5, -0.25, -1.5, 0]),
         ("2*flip", [2, 0, -2, 0]),
@@ -130,6 +131,20 @@ KEPT = torch.tensor([0.5, 1.0, 0.25, 0.75])
 def test_rewards_by_hand(name, expected):
     reward = make_reward(name)(FULL, MASKED, KEPT)
     assert reward.tolist() == pytest.approx(expected)
+
+
+def test_contrast_is_the_lead_over_the_average_other():
+    cosines = torch.tensor([[0.5, 0.3, 0.1, -0.4], [0.9, 0.2, 0.6, 0.4]])
+    full = margin_score(cosines.clone(), torch.tensor([0, 1]), lambda target: target - 0.1)
+    assert full.contrast.tolist() == pytest.approx([0.5, 0.2 - 1.9 / 3])
+    assert full.margin.tolist() == pytest.approx([0.1, -0.8])
+    # One of three others falls by 0.3, so their average by 0.1; the best other stays.
+    fallen = cosines - torch.tensor([0, 0, 0, 0.3])
+    masked = margin_score(fallen.clone(), torch.tensor([0, 1]), lambda target: target - 0.1)
+    assert (masked.margin == full.margin).all()
+    reward = make_reward("contrast")(full, masked, torch.ones(2))
+    assert reward.tolist() == pytest.approx([0.5, 0.5])
+    assert full[1:].contrast.tolist() == pytest.approx([0.2 - 1.9 / 3])
 
 
 def test_judges_differ():
@@ -144,7 +159,7 @@ def test_judges_differ():
 
 
 def test_bounds_hold():
-    for name in ("flip", "margin", "flip_plain"):
+    for name in ("flip", "margin", "contrast", "flip_plain"):
         reward = make_reward(name)
         assert (reward(FULL, MASKED, KEPT) <= reward.bound(FULL)).all()
 

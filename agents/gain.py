@@ -31,6 +31,9 @@ class GainOptions:
     threshold: float = 0.0
     """A region is dropped when its predicted gain is above this, in units of the rewards' spread:
     more than 0 where dropping for nothing is worse than keeping for nothing."""
+    floor: float | None = None
+    """If given, losses count up to this many spreads of rewards: how bad a bad mask is matters
+    little, and squares of large losses drown small gains."""
     width: int = 24
     """Channels of the policy network's first layer."""
     max_grad_norm: float = 1.0
@@ -79,7 +82,7 @@ class Gain(UpdatingAgent):
 
     @torch.no_grad()
     def logits(self, obs: Any) -> Tensor:
-        """Keep logits `(N, K)`: the gains of keeping above the threshold, ten to the rewards' spread.
+        """Keep logits `(N, K)`: gains of keeping beyond the threshold, ten to the rewards' spread.
 
         Only their sign matters, but where masks are sampled, as in alternating training.
         """
@@ -112,7 +115,10 @@ class Gain(UpdatingAgent):
         """One gradient step on faces `(N, ...)`, masks `(N, M, K)` and rewards `(N, M)`."""
         gain = -self.policy(obs.to(self.device))
         predicted = ((~masks).float().to(self.device) * gain[:, None]).sum(2)
-        loss = (predicted - rewards.to(self.device) / self._scale).square().mean()
+        target = rewards.to(self.device) / self._scale
+        if self.options.floor is not None:
+            target = target.clamp_min(-self.options.floor)
+        loss = (predicted - target).square().mean()
         if not torch.isfinite(loss):
             self.diverged({"obs": obs, "masks": masks, "rewards": rewards})
         self.optimizer.zero_grad()

@@ -2,8 +2,9 @@
 
 Gets a recognizer used to holes, trains agents on photographs of some people, judges them on others
 beside baselines and oracles (`benchmarks.policies`), compares partitions and fills, and trains
-recognizer and agent in turn with two controls. Each step is one command and leaves one file; what is there is not made again, so that
-a stopped run goes on where it was. `real_faces.md` is then written from the files alone.
+recognizer and agent in turn with two controls. Each step is one command and leaves one file; what
+is there is not made again, so that a stopped run goes on where it was. `real_faces.md` is then
+written from the files alone.
 """
 
 import json
@@ -72,7 +73,8 @@ class Options:
     train: list[str] = field(
         default_factory=lambda: [
             *("--agent", "gain", "--partition", "sarface24xgrid4x4", "--reward", "contrast"),
-            *("--obs_size", "75", "--steps", "6144", "--validate_every", "2048"),
+            *("--gain.floor", "1", "--gain.threshold", "0.05", "--obs_size", "60"),
+            *("--steps", "6144", "--validate_every", "1536"),
             *("--best_by", "reward", "--val_faces", "468"),
         ]
     )
@@ -146,8 +148,9 @@ def make_all(options: Options) -> None:
     for kind in options.judged:
         special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
         agents = [*(special if kind in options.trained[1:] else []), *general]
-        names = {"mixed": [*BASELINES, *ORACLES], "clean": ["keep-all"]}
-        judge(options, kind, kind, [*names.get(kind, ["clean", "keep-all", *ORACLES]), *agents])
+        beside = {"mixed": [*BASELINES, *ORACLES], "clean": ["keep-all"]}
+        names = beside.get(kind, ["clean", "keep-all", *ORACLES])
+        judge(options, kind, kind, [*names, *agents])
     plain = ["clean", "keep-all", *ORACLES]
     judge(options, "plain", "mixed", plain, recognizer=options.recognizer)
     # Choices, so on the people for choosing.

@@ -55,7 +55,8 @@ class EnvOptions:
     """Regions: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, a parsing cut by a grid such as
     `sarface24xgrid4x4`, or a `Partition`."""
     reward: Any = "flip"
-    """`flip`, `flip_plain`, `margin`, `contrast`, `patchdrop`, or a sum such as `flip+0.5*margin`."""
+    """`flip`, `flip_plain`, `margin`, `contrast`, `patchdrop`, or a sum such as
+    `flip+0.5*margin`."""
     fill: str = "mean"
     """What replaces dropped pixels: `zero`, `mean`, `blur` or `inpaint` (slow)."""
     observation: Literal["regions", "regions+image", "image"] = "regions"

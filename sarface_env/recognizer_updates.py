@@ -41,7 +41,7 @@ class RecognizerUpdates:
             for each face from [0, 0.6].
         optimizer: `sgd` with momentum 0.9, or `adamw`.
         lr: learning rate.
-        decay_steps: steps in which the learning rate falls to zero along a cosine; constant if None.
+        decay_steps: steps in which the learning rate falls to zero along a cosine; None: constant.
         weight_decay: of matrices and convolutions.
         seed: of the order of faces and of the mixing.
         head: margin head of people who are enrolled: `cosface`, `adaface` or `arcface`; `none` for

@@ -1,9 +1,13 @@
 """Face sets as training wants them: batches by lists of indices, some images of a person held out.
 
 Sets in memory are gathered, sets in files are decoded batch by batch, in threads or in the worker
-processes of a `DataLoader`.
+processes of a `DataLoader`; small ones only once.
 """
 
+import logging
+import math
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +25,7 @@ from recognizer.data.faceworld import FaceWorldConfig, load_faceworld
 from recognizer.data.folder import FaceFolder, read_folder, read_list
 from recognizer.data.images import decode_images
 
+_log = logging.getLogger(__name__)
 # At most this many faces of the embedded world are judged at a validation.
 _FACEWORLD_HELD_OUT = 2000
 
@@ -105,6 +110,57 @@ class _Warped:
         return warp(images, between(ARCFACE_112, self.template), self.template.size), labels
 
 
+class Decoded:
+    """A set in files that decodes every image once and keeps its pixels in a temporary file.
+
+    The file is memory-mapped, shared with workers that are forks of this process, and gone with
+    them. Workers may decode the same image at the same time: they write the same.
+
+    Args:
+        whole: the set.
+        shape: of an image.
+
+    Raises:
+        OSError: no room for the file.
+    """
+
+    def __init__(self, whole: TrainingSet, shape: tuple[int, ...]):
+        self.whole, self.shape = whole, shape
+        self.labels, self.classes = whole.labels, whole.classes
+        n = len(self.labels)
+        self._images, self._there = _scratch((n, *shape)), _scratch((n,))
+
+    def __getitem__(self, indices: Sequence[int], /) -> tuple[Tensor, Tensor]:
+        rows = np.asarray(indices)
+        new = rows[self._there[rows] == 0]
+        if len(new):
+            self._images[new] = self.whole[new.tolist()][0].numpy()
+            self._there[new] = 1
+        return torch.from_numpy(self._images[rows]), torch.from_numpy(self.labels[rows])
+
+    def __reduce__(self) -> tuple[type["Decoded"], tuple[TrainingSet, tuple[int, ...]]]:
+        return Decoded, (self.whole, self.shape)  # a process that is no fork keeps its own
+
+
+def _scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in a temporary memory-mapped file, whose room is taken now and not when it is full."""
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def keep_decoded(whole: TrainingSet, most: int = 2**30) -> TrainingSet:
+    """The set with its images kept once they are decoded, unless they exceed `most` bytes."""
+    shape = tuple(whole[[0]][0].shape[1:])
+    if len(whole.labels) * math.prod(shape) > most:
+        return whole
+    try:
+        return Decoded(whole, shape)
+    except (OSError, AttributeError) as error:  # AttributeError: not on this system
+        _log.info("images are decoded in every pass: %s", error)
+        return whole
+
+
 def _threads() -> int:
     """One in a worker process, of which there are several; else one for every core."""
     return 1 if get_worker_info() is not None else 0
@@ -144,7 +200,7 @@ def open_training_set(
     template = template_of(size)
     if template is not ARCFACE_112 and whole[[0]][0].shape[2:] == (ARCFACE_112.size,) * 2:
         whole = _Warped(whole, template)
-    return split(whole, hold_out)
+    return split(keep_decoded(whole), hold_out)
 
 
 def _open_files(path: Path) -> TrainingSet:

@@ -1,13 +1,21 @@
 """Batches of faces from every kind of set, and the images held out of them."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from recognizer.data.faces import FaceSet
-from recognizer.data.training_set import MemorySet, open_training_set, split
+from recognizer.data.training_set import (
+    Decoded,
+    MemorySet,
+    keep_decoded,
+    open_training_set,
+    split,
+)
 
 
 def numbered(labels: list[int]) -> MemorySet:
@@ -37,6 +45,47 @@ def test_everybody_keeps_two_images(hold_out: int):
 def test_nobody_to_hold_out_is_said():
     with pytest.raises(ValueError, match="set hold_out to 0"):
         split(numbered([0, 0, 1, 1, 2]), 1)
+
+
+class Counting:
+    """Numbered faces that count how often they are decoded."""
+
+    def __init__(self) -> None:
+        self.faces = numbered(list(range(50)))
+        self.labels, self.classes = self.faces.labels, self.faces.classes
+        self.decoded = torch.zeros(50, dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, indices):
+        self.decoded[indices] += 1
+        return self.faces[indices]
+
+
+def test_images_are_decoded_once_and_shared_with_workers():
+    counting = Counting()
+    kept = keep_decoded(counting)
+    assert isinstance(kept, Decoded)
+    counting.decoded.zero_()
+    order = np.random.default_rng(0).permutation(50)
+    for workers in (0, 2, 2):
+        parts = [rows.tolist() for rows in np.array_split(order, 7)]
+        loader = DataLoader(kept, batch_size=None, sampler=parts, num_workers=workers)
+        for rows, (images, labels) in zip(parts, loader, strict=True):
+            assert images[:, 0, 0, 0].tolist() == labels.tolist() == rows
+        assert (counting.decoded == 1).all()
+    copy = pickle.loads(pickle.dumps(kept))
+    assert copy[[7, 3]][0][:, 0, 0, 0].tolist() == [7, 3]
+    assert copy.whole.decoded.sum() == 52  # its own file, empty at first
+
+
+def test_large_sets_and_full_disks_are_decoded_in_every_pass(monkeypatch):
+    counting = Counting()
+    assert keep_decoded(counting, most=50 * 12 - 1) is counting
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert keep_decoded(counting) is counting
 
 
 @pytest.mark.data

@@ -28,6 +28,9 @@ class GainOptions:
     others drop blocks of the full face."""
     block: float = 0.7
     """Side of the largest block, as a share of the face's."""
+    kin: float = 0.0
+    """Share of the blocks in which only regions of one family are dropped, such as what there is of
+    the background: so that regions which gain are not hidden by what lies beside them."""
     threshold: float = 0.0
     """A region is dropped when its predicted gain is above this, in units of the rewards' spread:
     more than 0 where dropping for nothing is worse than keeping for nothing."""
@@ -43,7 +46,7 @@ class GainOptions:
         for name in ("masks", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("around", "block"):
+        for name in ("around", "block", "kin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
@@ -59,7 +62,8 @@ class Gain(UpdatingAgent):
     What is tried: blocks, because regions that belong together, such as the cells of a grid under
     a scarf, gain little one by one. A block is a random rectangle of the image; the regions whose
     middle lies in it are dropped from the full face, or dropped from or given back to the face as
-    the policy would mask it. The latter corrects the sum where regions do not add up.
+    the policy would mask it. The latter corrects the sum where regions do not add up. With `kin`,
+    some blocks take only the regions of one family: what covers a face often is of one in a parsing.
 
     Args:
         env: a vector environment with `MultiBinary` actions and `evaluate(indices, masks)`.
@@ -79,6 +83,10 @@ class Gain(UpdatingAgent):
         # What was tried: observations, masks and rewards, one entry a batch of faces.
         self._memory: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scale = 1.0
+        families = self.layout.families
+        self._family = (
+            torch.tensor([families.index(family) for family in families]) if families else None
+        )
 
     @torch.no_grad()
     def logits(self, obs: Any) -> Tensor:
@@ -165,7 +173,14 @@ class Gain(UpdatingAgent):
         inside = ((middle - centre).abs() <= half.clamp_min(0.05)).all(3)
         # At least the region nearest to the centre.
         nearest = (middle - centre).square().sum(3).argmin(2, keepdim=True)
-        return inside.scatter(2, nearest, True)
+        inside = inside.scatter(2, nearest, True)
+        if self.options.kin and self._family is not None:
+            # That of a random region inside.
+            chosen = (inside * torch.rand((n, m, k), generator=self.generator)).argmax(2)
+            alike = self._family[chosen][:, :, None] == self._family
+            alone = torch.rand((n, m, 1), generator=self.generator) < self.options.kin
+            inside &= alike | ~alone
+        return inside
 
     def _middles(self, regions: Tensor) -> Tensor:
         """Middle of every selectable region `(N, K, 2)`, 0 to 1; far away if it is absent."""

@@ -19,6 +19,7 @@ class Layout:
         regions: number of regions in the map, R; 0 when observations are not region maps.
         selectable: region of every bit; empty when observations are not region maps.
         partition: its name, if the environment has one.
+        families: what the region of every bit is a piece of; empty if the partition does not say.
     """
 
     shape: tuple[int, ...]
@@ -26,6 +27,7 @@ class Layout:
     regions: int = 0
     selectable: tuple[int, ...] = ()
     partition: str = ""
+    families: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, env) -> "Layout":
@@ -44,7 +46,8 @@ class Layout:
         name = getattr(partition, "name", "")
         if partition is None or len(shape) != 3 or shape[0] not in (1, 4):
             return cls(shape, action.n, partition=name)
-        return cls(shape, action.n, len(partition.names), tuple(partition.selectable), name)
+        selectable, families = tuple(partition.selectable), getattr(partition, "families", ())
+        return cls(shape, action.n, len(partition.names), selectable, name, tuple(families))
 
 
 class RegionPolicy(nn.Module):

@@ -73,12 +73,14 @@ class Options:
     train: list[str] = field(
         default_factory=lambda: [
             *("--agent", "gain", "--partition", "sarface24xgrid4x4", "--reward", "contrast"),
-            *("--gain.floor", "1", "--gain.threshold", "0.05", "--obs_size", "60"),
-            *("--steps", "6144", "--validate_every", "1536"),
+            *("--gain.floor", "1", "--gain.threshold", "0.02", "--gain.kin", "0.6"),
+            *("--obs_size", "60", "--steps", "4608", "--validate_every", "1536"),
             *("--best_by", "reward", "--val_faces", "468"),
         ]
     )
     """Options of `train_agent.py` for every agent."""
+    single: list[str] = field(default_factory=lambda: ["--steps", "3072"])
+    """Further options of agents for one kind of occlusion: there is less to learn."""
     holes: list[str] = field(
         default_factory=lambda: [
             *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
@@ -100,7 +102,7 @@ class Options:
         ]
     )
     """Further options of alternating training."""
-    fixed_calls: int = 60_000
+    fixed_calls: int = 21_000
     """Images scored to find the best fixed mask."""
     occlusion_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Every reported pair is occluded in so many ways."""
@@ -123,7 +125,7 @@ class Options:
             self.holes = [*self.holes, *few, "--val_faces", "20"]
             self.turns = [*self.turns, *few, "--alternating.policy_steps", "64"]
             self.turns += ["--val_faces", "20"]
-            self.fixed_calls = min(self.fixed_calls, 600)
+            self.fixed_calls, self.single = min(self.fixed_calls, 600), []
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -167,7 +169,7 @@ def make_all(options: Options) -> None:
                 argv = [*_where(options, "mixed", options.recognizer), "--seed", str(seed)]
                 argv += [*options.train, "--alternate", "true", *options.turns, *extra]
                 make_run(options, f"{name}-{seed}", argv)
-                together.append(str(options.runs / f"{name}-{seed}" / "last"))
+                together.append(str(options.runs / f"{name}-{seed}"))
         for kind in ("mixed", "clean"):
             names = ["clean", "keep-all", *together]
             judge(options, f"alternating-{kind}", kind, names, recognizer=options.recognizer)
@@ -175,7 +177,9 @@ def make_all(options: Options) -> None:
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one agent."""
-    return [*_where(options, kind, used_to_holes(options)), "--seed", seed, *options.train]
+    further = [] if kind == "mixed" else options.single
+    where = _where(options, kind, used_to_holes(options))
+    return [*where, "--seed", seed, *options.train, *further]
 
 
 def used_to_holes(options: Options) -> str:

@@ -37,6 +37,11 @@ class Partition(ABC):
     names: tuple[str, ...]
     selectable: tuple[int, ...]
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """What every selectable region is a piece of, such as `skin`; by default itself."""
+        return tuple(self.names[region] for region in self.selectable)
+
     def __call__(self, labels: Tensor) -> Tensor:
         """Region maps `(N, H, W)` uint8 of face-parsing maps `(N, H, W)` uint8.
 
@@ -128,6 +133,11 @@ class SARFace24(Partition):
     )
     selectable = tuple(range(12, 24))
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """`neck`, `cloth`, `background`, `skin` and `hair`."""
+        return tuple(name.partition("_")[0] for name in super().families)
+
     # Region of every class; background, skin and hair are the first region of their group.
     _REGION_OF_CLASS = (14, 18, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 22, 9, 10, 11, 12, 13)
 
@@ -185,6 +195,11 @@ class Grid(Partition):
         self.names = tuple(f"cell_{r}_{c}" for r in range(rows) for c in range(columns))
         self.selectable = tuple(range(rows * columns))
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All cells are pieces of the image."""
+        return ("image",) * len(self.names)
+
     def _regions(self, labels: Tensor) -> Tensor:
         n, h, w = labels.shape
         row = torch.arange(h, device=labels.device) * self.rows // h
@@ -225,6 +240,11 @@ class Crossed(Partition):
         numbers = torch.arange(len(kept), total, dtype=torch.uint8)
         table[list(parts.selectable)] = numbers.view(-1, cells)
         self._table = table.flatten()
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Those of the regions that are cut."""
+        return tuple(family for family in self.parts.families for _ in self.grid.names)
 
     def _regions(self, labels: Tensor) -> Tensor:
         cell = self.grid(labels[:1]).int()

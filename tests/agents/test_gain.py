@@ -25,3 +25,13 @@ def test_losses_count_up_to_the_floor(floor, loss):
     masks = torch.zeros((1, 3, agent.layout.bits), dtype=torch.bool)
     found, _ = agent._fit(obs, masks, torch.tensor([[-2.0, -0.5, 3.0]]))
     assert found == pytest.approx(loss)
+
+
+def test_blocks_of_kin_hold_one_family_and_the_others_mix_them():
+    for kin, families in ((1.0, {1}), (0.0, {1, 2, 3})):
+        agent = make_agent("gain", make_env(12, partition="sarface24xgrid4x4"), {"kin": kin})
+        obs = torch.from_numpy(np.array(agent.env.reset(seed=0)[0]))
+        names = np.array(agent.layout.families)
+        blocks = agent._blocks(obs, 8).numpy()
+        found = {len(set(names[block])) for block in blocks.reshape(-1, len(names))}
+        assert found >= families if kin == 0 else found == families

@@ -63,7 +63,7 @@ class Gain(UpdatingAgent):
     a scarf, gain little one by one. A block is a random rectangle of the image; the regions whose
     middle lies in it are dropped from the full face, or dropped from or given back to the face as
     the policy would mask it. The latter corrects the sum where regions do not add up. With `kin`,
-    some blocks take only the regions of one family: what covers a face often is of one in a parsing.
+    some blocks take only the regions of one family: what covers a face often is of one.
 
     Args:
         env: a vector environment with `MultiBinary` actions and `evaluate(indices, masks)`.

@@ -26,7 +26,7 @@ from train_agent import SHORT, TrainOptions, check_config, train, train_in_turn
 
 _log = logging.getLogger(__name__)
 TRAINED = ("mixed", "mask", "patch", "sunglasses")
-JUDGED = (*TRAINED, "object", "scarf", "clean")
+JUDGED = (*TRAINED, "clean")
 PARTITIONS = (
     *("sarface24", "celeba19", "grid5x5", "grid7x7", "grid10x10"),
     *("sarface24xgrid4x4", "celeba19xgrid4x3"),
@@ -146,13 +146,15 @@ def make_all(options: Options) -> None:
     for kind in options.trained:
         for seed in options.seeds:
             make_run(options, f"{kind}-{seed}", training_command(options, kind, str(seed)))
-    general = [str(options.runs / f"mixed-{seed}") for seed in options.seeds]
+    general = [str(options.runs / f"mixed-{seed}" / "last") for seed in options.seeds]
     for kind in options.judged:
-        special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
+        special = [str(options.runs / f"{kind}-{s}" / "last") for s in options.seeds]
         agents = [*(special if kind in options.trained[1:] else []), *general]
         beside = {"mixed": [*BASELINES, *ORACLES], "clean": ["keep-all"]}
         names = beside.get(kind, ["clean", "keep-all", *ORACLES])
-        judge(options, kind, kind, [*names, *agents])
+        # The mixture decides; elsewhere fewer occlusions of each pair will do.
+        ways = options.occlusion_seeds if kind == "mixed" else options.occlusion_seeds[:2]
+        judge(options, kind, kind, [*names, *agents], seeds=ways)
     plain = ["clean", "keep-all", *ORACLES]
     judge(options, "plain", "mixed", plain, recognizer=options.recognizer)
     # Choices, so on the people for choosing.
@@ -165,14 +167,11 @@ def make_all(options: Options) -> None:
     if options.alternate:
         together = []
         for seed in options.seeds:
-            for name, extra in ALTERNATING.items():
-                argv = [*_where(options, "mixed", options.recognizer), "--seed", str(seed)]
-                argv += [*options.train, "--alternate", "true", *options.turns, *extra]
-                make_run(options, f"{name}-{seed}", argv)
+            for name in ALTERNATING:
+                make_run(options, f"{name}-{seed}", alternating_command(options, name, str(seed)))
                 together.append(str(options.runs / f"{name}-{seed}"))
         for kind in ("mixed", "clean"):
-            names = ["clean", "keep-all", *together]
-            judge(options, f"alternating-{kind}", kind, names, recognizer=options.recognizer)
+            judge(options, f"alternating-{kind}", kind, ["clean", "keep-all", *together])
 
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
@@ -180,6 +179,12 @@ def training_command(options: Options, kind: str, seed: str) -> list[str]:
     further = [] if kind == "mixed" else options.single
     where = _where(options, kind, used_to_holes(options))
     return [*where, "--seed", seed, *options.train, *further]
+
+
+def alternating_command(options: Options, name: str, seed: str) -> list[str]:
+    """Arguments of `train_agent.py` for one of `ALTERNATING`."""
+    argv = [*training_command(options, "mixed", seed), "--alternate", "true"]
+    return [*argv, *options.turns, *ALTERNATING[name]]
 
 
 def used_to_holes(options: Options) -> str:

@@ -78,9 +78,12 @@ def _row(found: dict[str, Any], name: str) -> dict[str, Any] | None:
     """The row of a policy; of runs NAME-0, NAME-1, ... their mean, or the only one."""
     rows = {row["name"]: row for row in found.get("policies", [])}
     means = [
-        row for key, row in rows.items() if re.fullmatch(rf"{re.escape(name)}, \d+ seeds", key)
+        row
+        for key, row in rows.items()
+        if re.fullmatch(rf"{re.escape(name)}(/last)?, \d+ seeds", key)
     ]
-    single = [row for key, row in rows.items() if re.fullmatch(rf"{re.escape(name)}-\d+", key)]
+    pattern = rf"{re.escape(name)}-\d+(/last)?"
+    single = [row for key, row in rows.items() if re.fullmatch(pattern, key)]
     return next(iter([*means, *single, *([rows[name]] if name in rows else [])]), None)
 
 

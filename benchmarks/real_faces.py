@@ -146,9 +146,10 @@ def make_all(options: Options) -> None:
     for kind in options.trained:
         for seed in options.seeds:
             make_run(options, f"{kind}-{seed}", training_command(options, kind, str(seed)))
+    # The last agents: by validation the best of the mixture may be the untrained one, keep-all.
     general = [str(options.runs / f"mixed-{seed}" / "last") for seed in options.seeds]
     for kind in options.judged:
-        special = [str(options.runs / f"{kind}-{s}" / "last") for s in options.seeds]
+        special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
         agents = [*(special if kind in options.trained[1:] else []), *general]
         beside = {"mixed": [*BASELINES, *ORACLES], "clean": ["keep-all"]}
         names = beside.get(kind, ["clean", "keep-all", *ORACLES])

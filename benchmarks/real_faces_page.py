@@ -49,7 +49,10 @@ KINDS = {
 
 
 def write_page(folder: Path) -> Path:
-    """Write `FOLDER.md` and its figures from the JSON files of the folder; returns its path."""
+    """Write `FOLDER.md` and its figures from the JSON files of the folder; returns its path.
+
+    What people make of the numbers, `notes.md` in the folder, is taken over if there is any.
+    """
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     runs = found.pop("runs", {})
     page, name = folder.with_suffix(".md"), folder.name
@@ -59,7 +62,9 @@ def write_page(folder: Path) -> Path:
         if figure is not None:
             figure.savefig(folder / f"{key}.png", dpi=120)
             pictures[key] = f"![{key}]({name}/{key}.png)"
-    parts = [INTRODUCTION, *_targets(found), pictures.get("accuracy", "")]
+    notes = folder / "notes.md"
+    parts = [INTRODUCTION, *_targets(found), notes.read_text() if notes.is_file() else ""]
+    parts.append(pictures.get("accuracy", ""))
     for kind, title in KINDS.items():
         if kind in found:
             parts += [f"## {title}\n", _policies(found[kind]), _origin(found[kind], runs)]

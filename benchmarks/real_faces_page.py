@@ -28,14 +28,14 @@ first shown uncovered faces of the training people with random cells missing, an
 of them what it made of the whole faces (run `holes`). It has seen no occluder. Then it is frozen:
 every row of a table, keep-all included, is by this recognizer, unless said otherwise.
 
-*Accuracy* is that of LFW's protocol, the threshold
-chosen on a fold that is not reported; *rank-1* is identification among the people of the pairs,
-known by the mean of their other, uncovered images. `keep-all` is the recognizer as it is; `fixed`
-the best single mask, found on the training people with as many recognizer calls as a training;
-`oracle-occluder` drops exactly what is covered, `oracle-regions` the regions that are covered by
-half; `clean` are the same faces uncovered. *Recovered* is the gain over keep-all as a share of
-what `oracle-occluder` gains. Rows of several seeds are means over training seeds. Intervals are
-95 %, from 1,000 bootstrap samples of people, and paired for differences.
+*Accuracy* is that of LFW's protocol, the threshold chosen on a fold that is not reported; *rank-1*
+is identification among the people of the pairs, known by the mean of their other, uncovered images.
+`keep-all` is the recognizer as it is; `fixed` the best single mask, found on the training people
+with as many recognizer calls as a training; `oracle-occluder` drops exactly what is covered,
+`oracle-regions` the regions that are covered by half; `clean` are the same faces uncovered.
+*Recovered* is the gain over keep-all as a share of what `oracle-occluder` gains. Rows of several
+seeds are means over training seeds. Intervals are 95 %, from 1,000 bootstrap samples of people, and
+paired for differences.
 """
 KINDS = {
     "mixed": "Any occluder or none, one policy for everything",
@@ -170,12 +170,12 @@ def _targets(found: dict[str, Any]) -> Iterator[str]:
 
     share = recovered("mask", "mask")
     met = None if share is None else share >= 0.8
-    say("masks: at least 80 % recovered", met, f"{_number(share)} %")
+    say("masks: at least 80 % recovered", met, "" if met is None else f"{_number(share)} %")
     share, found_gain = recovered("patch", "patch"), gain("patch", "patch")
     met = None
     if share is not None and found_gain is not None:
         met = share >= 0.5 and found_gain["interval_95"][0] > 0
-    seen = f"{_number(share)} %, {_with_interval(found_gain, True)}"
+    seen = "" if met is None else f"{_number(share)} %, {_with_interval(found_gain, True)}"
     say("patches: at least 50 % recovered, the interval above zero", met, seen)
     for kind, name in (("sunglasses", "sunglasses"), ("sunglasses", "mixed"), ("clean", "mixed")):
         cost = gain(kind, name)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from agents.learner import UpdatingAgent
 
+# Augmentation: largest shift as a share of the side, largest change of a colour's brightness.
+_SHIFT, _LIGHT = 0.04, 0.2
+
 
 @dataclass
 class GainOptions:
@@ -18,12 +21,12 @@ class GainOptions:
     """Learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = 0.05
     """Weight decay of AdamW; the faces to train on are few."""
-    masks: int = 4
+    masks: int = 12
     """Masks tried on every face: recognizer calls a step, besides the full image's."""
     epochs: int = 8
     """Gradient steps for every batch of faces, each on as many remembered faces: scoring a mask
     costs more than learning from it again."""
-    around: float = 0.5
+    around: float = 0.7
     """Share of the masks that differ from the policy's own by one block, once it has one; the
     others drop blocks of the full face."""
     block: float = 0.7
@@ -37,6 +40,9 @@ class GainOptions:
     floor: float | None = None
     """If given, losses count up to this many spreads of rewards: how bad a bad mask is matters
     little, and squares of large losses drown small gains."""
+    augment: bool = True
+    """Learn from faces that are mirrored, shifted and lit otherwise at random. Regions keep their
+    numbers, so what was tried on them stays true."""
     width: int = 24
     """Channels of the policy network's first layer."""
     max_grad_norm: float = 1.0
@@ -121,7 +127,8 @@ class Gain(UpdatingAgent):
 
     def _fit(self, obs: Tensor, masks: Tensor, rewards: Tensor) -> tuple[float, float]:
         """One gradient step on faces `(N, ...)`, masks `(N, M, K)` and rewards `(N, M)`."""
-        gain = -self.policy(obs.to(self.device))
+        shown = self._augmented(obs) if self.options.augment and self.layout.regions else obs
+        gain = -self.policy(shown.to(self.device))
         predicted = ((~masks).float().to(self.device) * gain[:, None]).sum(2)
         target = rewards.to(self.device) / self._scale
         if self.options.floor is not None:
@@ -135,6 +142,19 @@ class Gain(UpdatingAgent):
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
         self.optimizer.step()
         return loss.item(), float(norm)
+
+    def _augmented(self, obs: Tensor) -> Tensor:
+        """Observations `(N, C, H, W)`: half mirrored, all shifted, each in its own light."""
+        n, _, height, width = obs.shape
+        mirrored = torch.rand(n, generator=self.generator) < 0.5
+        obs = torch.where(mirrored[:, None, None, None], obs.flip(3), obs)
+        dy, dx = (2 * torch.rand(2, generator=self.generator) - 1) * _SHIFT
+        rows = (torch.arange(height) + round(float(dy * height))).clamp(0, height - 1)
+        columns = (torch.arange(width) + round(float(dx * width))).clamp(0, width - 1)
+        obs = obs[:, :, rows][:, :, :, columns]
+        light = 1 + _LIGHT * (2 * torch.rand((n, 3, 1, 1), generator=self.generator) - 1)
+        image = (obs[:, 1:] * light[:, : obs.shape[1] - 1]).clamp(0, 255).to(torch.uint8)
+        return torch.cat([obs[:, :1], image], 1)
 
     def _remembered(self, n: int) -> tuple[Tensor, ...]:
         """Faces, masks and rewards of n random entries of the memory."""

@@ -11,34 +11,48 @@ from typing import Any
 
 from benchmarks.agents import VARIANTS
 from benchmarks.common import environment, print_table, write_results
-from benchmarks.trainings import run_folder, share, trained
+from benchmarks.trainings import Variant, run_folder, share, trained
 from recognizer.cli import parse_options
 from train_agent import TrainOptions
 
+# Options of the agent; `reward`, where it is not the benchmark's, is the environment's.
 PPO: list[dict[str, Any]] = [
     {"lr": 3e-3, "entropy": 0.02, "n_steps": 4},
     {"lr": 3e-3, "entropy": 0.005, "n_steps": 8},
+    {"lr": 1e-3, "entropy": 0.02, "n_steps": 4},
+    {"lr": 3e-3, "entropy": 0.02, "n_steps": 4, "reward": "margin"},
 ]
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    # Its reward is part of the published rule.
     "sarface": [
         {"lr": 1e-3, "noise": 0.1, "keep": 0.5},
         {"lr": 1e-3, "noise": 0.03, "keep": 0.75},
+        {"lr": 3e-4, "noise": 0.1, "keep": 0.75},
+        {"lr": 3e-3, "noise": 0.1, "keep": 0.75},
     ],
     "reinforce, per bit": [
         {"lr": 3e-3, "entropy": 0.15, "epochs": 4, "replay": 0},
         {"lr": 3e-3, "entropy": 0.02, "epochs": 8, "replay": 32},
+        {"lr": 3e-3, "entropy": 0.05, "epochs": 8, "replay": 16},
+        {"lr": 3e-3, "entropy": 0.15, "epochs": 4, "replay": 0, "reward": "margin"},
     ],
     "reinforce": [
         {"lr": 3e-3, "entropy": 0.15, "epochs": 4, "replay": 0},
         {"lr": 3e-3, "entropy": 0.05, "epochs": 8, "replay": 16},
+        {"lr": 3e-3, "entropy": 0.05, "epochs": 8, "replay": 16, "bits": 12},
+        {"lr": 3e-3, "entropy": 0.05, "epochs": 8, "replay": 16, "reward": "margin"},
     ],
     "grpo": [
         {"lr": 3e-3, "entropy": 0.15, "group": 8},
         {"lr": 3e-3, "entropy": 0.02, "group": 8},
+        {"lr": 3e-3, "entropy": 0.05, "group": 16},
+        {"lr": 3e-3, "entropy": 0.15, "group": 8, "reward": "margin"},
     ],
     "gain": [
-        {"lr": 2e-3, "epochs": 8, "around": 0.5},
-        {"lr": 2e-3, "epochs": 8, "around": 0.8},
+        {"masks": 4, "around": 0.5},
+        {"masks": 4, "around": 0.8},
+        {"masks": 12, "around": 0.7},
+        {"masks": 12, "around": 0.7, "reward": "margin"},
     ],
     "ppo": PPO,
     "maskable_ppo": PPO,
@@ -110,16 +124,21 @@ def run(options: Options) -> dict[str, list[dict[str, Any]]]:
     for name, number in share(jobs, options.part or "1/1"):
         candidate = CANDIDATES[name][number]
         print(f"{name} {candidate}", flush=True)
-        variant = VARIANTS[name]
-        variant = replace(
-            variant, options=variant.options | candidate, length=LENGTHS.get(variant.agent, 1)
-        )
+        variant = with_options(VARIANTS[name], candidate)
+        variant = replace(variant, length=LENGTHS.get(variant.agent, 1))
         folder = run_folder(options.runs, name, number)
         result = trained(variant.fill_in(options.train, options.train.seed), folder)
         faces, calls, *_ = result["curve"][-1]
         scores = {"margin-correct": result["scores"]["margin-correct"]}
         tried[name].append({"options": candidate, **scores, "faces": faces, "calls": calls})
     return tried
+
+
+def with_options(variant: Variant, candidate: dict[str, Any]) -> Variant:
+    """The variant with the candidate's options, and its reward if it has one."""
+    options = {key: value for key, value in candidate.items() if key != "reward"}
+    reward = candidate.get("reward", variant.reward)
+    return replace(variant, options=variant.options | options, reward=reward)
 
 
 if __name__ == "__main__":

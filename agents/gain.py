@@ -21,12 +21,12 @@ class GainOptions:
     """Learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = 0.05
     """Weight decay of AdamW; the faces to train on are few."""
-    masks: int = 12
+    masks: int = 4
     """Masks tried on every face: recognizer calls a step, besides the full image's."""
     epochs: int = 8
     """Gradient steps for every batch of faces, each on as many remembered faces: scoring a mask
     costs more than learning from it again."""
-    around: float = 0.7
+    around: float = 0.5
     """Share of the masks that differ from the policy's own by one block, once it has one; the
     others drop blocks of the full face."""
     block: float = 0.7
@@ -40,9 +40,9 @@ class GainOptions:
     floor: float | None = None
     """If given, losses count up to this many spreads of rewards: how bad a bad mask is matters
     little, and squares of large losses drown small gains."""
-    augment: bool = True
+    augment: bool = False
     """Learn from faces that are mirrored, shifted and lit otherwise at random. Regions keep their
-    numbers, so what was tried on them stays true."""
+    numbers, so what was tried on them stays true. Worth it in long trainings."""
     width: int = 24
     """Channels of the policy network's first layer."""
     max_grad_norm: float = 1.0

@@ -14,11 +14,11 @@ from agents.learner import Learner
 class SarfaceOptions:
     """Options of the published rule, which does not say any of them: tuned as those of others."""
 
-    lr: float = 1e-3
+    lr: float = 3e-4
     """Learning rate of Adam; constant."""
     entropy: float = 0.01
     """Weight of what the published code calls entropy."""
-    noise: float = 0.03
+    noise: float = 0.1
     """Standard deviation of the noise added to probabilities while training."""
     width: int = 24
     """Channels of the policy network's first layer."""

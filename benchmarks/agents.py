@@ -28,10 +28,17 @@ PUBLISHED = "sarface"
 # or take few gradient steps, see more faces. Options are the best of `benchmarks.tuning`.
 VARIANTS = {
     "sarface": Variant("sarface", reward="flip_plain", length=12),
-    "reinforce": Variant("reinforce", length=8 / 3),
-    "reinforce, per bit": Variant("reinforce", {"baseline": "per_bit"}, length=3),
-    "grpo": Variant("grpo", length=3),
-    "gain": Variant("gain", length=8 / 3),
+    "reinforce": Variant("reinforce", reward="margin", length=8 / 3),
+    "reinforce, per bit": Variant(
+        "reinforce", {"baseline": "per_bit", "entropy": 0.15, "epochs": 4, "replay": 0}, length=3
+    ),
+    "grpo": Variant("grpo", reward="margin", length=3),
+    "gain": Variant(
+        "gain",
+        {"masks": 12, "around": 0.7, "augment": True},
+        reward="margin",
+        length=8 / 3,
+    ),
     "ppo": Variant("ppo", length=4),
     "maskable_ppo": Variant("maskable_ppo", length=4),
 }
@@ -44,8 +51,7 @@ class Options:
 
     agents: list[str] = field(default_factory=lambda: list(VARIANTS))
     """Which agents: `sarface` (the published rule with its reward), `reinforce`,
-    `reinforce, replay` (which also learns from past batches), `reinforce, per bit` (with that
-    baseline), `grpo`, `gain`, `ppo`, `maskable_ppo`."""
+    `reinforce, per bit` (with that baseline), `grpo`, `gain`, `ppo`, `maskable_ppo`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Training seeds."""
     runs: str = "runs/agents"
@@ -56,11 +62,11 @@ class Options:
     """Name of the files in benchmarks/results."""
     train: TrainOptions = field(
         default_factory=lambda: TrainOptions(
-            steps=3072, validate_every=128, save_every=1000, eval_faces=1000
+            steps=3072, validate_every=64, save_every=1000, eval_faces=1000
         )
     )
     """Options of every training. `steps` and `validate_every` are multiplied by the agent's own
-    factor, so that all agents make about as many recognizer calls."""
+    factor, so that all agents train for about as long."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.agents if name not in VARIANTS]:

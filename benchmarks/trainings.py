@@ -31,8 +31,8 @@ class Variant:
         agent: its name in `--agent`.
         options: what differs from the defaults of its options.
         reward: that it learns from; None for the reward of `TrainOptions`.
-        length: of the training, as a multiple of that asked for, so that agents which score fewer
-            masks a face come to about as many recognizer calls as those which score more.
+        length: of the training, as a multiple of that asked for, because agents differ in what a
+            face costs them.
     """
 
     agent: str

@@ -25,10 +25,10 @@ PPO: list[dict[str, Any]] = [
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
     # Its reward is part of the published rule.
     "sarface": [
-        {"lr": 1e-3, "noise": 0.1, "keep": 0.5},
-        {"lr": 1e-3, "noise": 0.03, "keep": 0.75},
-        {"lr": 3e-4, "noise": 0.1, "keep": 0.75},
-        {"lr": 3e-3, "noise": 0.1, "keep": 0.75},
+        {"lr": 1e-3, "noise": 0.1, "keep": 0.5, "reward": "flip_plain"},
+        {"lr": 1e-3, "noise": 0.03, "keep": 0.75, "reward": "flip_plain"},
+        {"lr": 3e-4, "noise": 0.1, "keep": 0.75, "reward": "flip_plain"},
+        {"lr": 3e-3, "noise": 0.1, "keep": 0.75, "reward": "flip_plain"},
     ],
     "reinforce, per bit": [
         {"lr": 3e-3, "entropy": 0.15, "epochs": 4, "replay": 0},
@@ -137,8 +137,7 @@ def run(options: Options) -> dict[str, list[dict[str, Any]]]:
 def with_options(variant: Variant, candidate: dict[str, Any]) -> Variant:
     """The variant with the candidate's options, and its reward if it has one."""
     options = {key: value for key, value in candidate.items() if key != "reward"}
-    reward = candidate.get("reward", variant.reward)
-    return replace(variant, options=variant.options | options, reward=reward)
+    return replace(variant, options=variant.options | options, reward=candidate.get("reward"))
 
 
 if __name__ == "__main__":

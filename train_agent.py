@@ -83,7 +83,7 @@ class TrainOptions:
     device: str = "auto"
     """Where networks run, the environment's included: `auto`, `cpu`, `cuda`, ..."""
     env: EnvOptions = field(
-        default_factory=lambda: EnvOptions(observation="regions+image", reward="flip+margin")
+        default_factory=lambda: EnvOptions(observation="regions+image", reward="margin")
     )
     """The environment to train in."""
     agent: str = "reinforce"

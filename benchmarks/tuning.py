@@ -15,7 +15,8 @@ from benchmarks.trainings import Variant, run_folder, share, trained
 from recognizer.cli import parse_options
 from train_agent import TrainOptions
 
-# Options of the agent; `reward`, where it is not the benchmark's, is the environment's.
+# Options of the agent; `reward` is the environment's, where it is not this one.
+REWARD = "flip+margin"
 PPO: list[dict[str, Any]] = [
     {"lr": 3e-3, "entropy": 0.02, "n_steps": 4},
     {"lr": 3e-3, "entropy": 0.005, "n_steps": 8},
@@ -135,9 +136,11 @@ def run(options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def with_options(variant: Variant, candidate: dict[str, Any]) -> Variant:
-    """The variant with the candidate's options, and its reward if it has one."""
+    """The variant with the candidate's options and reward."""
     options = {key: value for key, value in candidate.items() if key != "reward"}
-    return replace(variant, options=variant.options | options, reward=candidate.get("reward"))
+    return replace(
+        variant, options=variant.options | options, reward=candidate.get("reward", REWARD)
+    )
 
 
 if __name__ == "__main__":

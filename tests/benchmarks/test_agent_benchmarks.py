@@ -103,10 +103,9 @@ def test_the_tuned_options_are_the_defaults():
     assert set(chosen) == set(tuning.CANDIDATES)
     for name, options in chosen.items():
         variant = agents.VARIANTS[name]
-        default = train_agent.TrainOptions()
-        filled = variant.fill_in(default, 0)
+        filled = variant.fill_in(train_agent.TrainOptions(), 0)
         used = vars(getattr(filled, variant.agent)) | {"reward": filled.env.reward}
-        options = {"reward": default.env.reward} | options
+        options = {"reward": tuning.REWARD} | options
         assert {key: used[key] for key in options} == options, name
 
 

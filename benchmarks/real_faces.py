@@ -168,7 +168,7 @@ def make_all(options: Options) -> None:
         for seed in options.seeds:
             for name in ALTERNATING:
                 make_run(options, f"{name}-{seed}", alternating_command(options, name, str(seed)))
-                together.append(str(options.runs / f"{name}-{seed}"))
+                together.append(str(options.runs / f"{name}-{seed}" / "last"))
         for kind in ("mixed", "clean"):
             names = ["clean", "keep-all", *together]
             judge(options, f"alternating-{kind}", kind, names, seeds=[0])

@@ -258,14 +258,17 @@ def _alternating(found: dict[str, Any], runs: dict[str, Any]) -> Iterator[str]:
         return
     yield "## Recognizer and agent trained in turn\n"
     yield (
-        "The recognizer is fine-tuned on faces masked by the agent (`alternating`) and, for as "
-        "many steps, on randomly masked (`random-masks`) and on unmasked faces (`unmasked`). "
+        "The recognizer used to holes is trained on occluded faces masked by the agent "
+        "(`alternating`) and, for as many steps, on randomly masked (`random-masks`) and on "
+        "unmasked ones (`unmasked`), to make of them what it made of the uncovered face. "
         "*Masked* is the accuracy of what the agent leaves, *full* that of the full image, by the "
-        "fine-tuned recognizer; differences are to the frozen one with everything kept.\n"
+        "trained recognizer; differences are to the frozen one with everything kept.\n"
     )
     for kind in ("mixed", "clean"):
+        if f"alternating-{kind}" not in found:
+            continue
         lines = []
-        for row in found.get(f"alternating-{kind}", {}).get("policies", []):
+        for row in found[f"alternating-{kind}"]["policies"]:
             full = row["full"]
             cells = [row["name"], _number(row["metrics"]["accuracy"]), _change(row, "keep-all")]
             cells += [_number(full["accuracy"]), _with_interval(full.get("to_keep-all"), True)]

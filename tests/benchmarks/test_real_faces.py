@@ -36,7 +36,13 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     assert f"| mixed-0/last | {100 * row['dropped']['kept']:.1f} | " in page
     for text in ("mixture: rank-1 above fixed", "not measured", "![dropped](page/dropped.png)"):
         assert text in page
-    for name in ("alternating-0", "random-masks-0", "unmasked-0", "sarface24", "mean"):
+    for name in (
+        "alternating-0/last",
+        "random-masks-0/last",
+        "unmasked-0/last",
+        "sarface24",
+        "mean",
+    ):
         assert f"| {name} |" in page
     assert "--policies clean keep-all random fixed face-only oracle-occluder" in page
     assert "--recognizer " + str(tmp_path / "runs/holes/last/recognizer.safetensors") in page

@@ -139,7 +139,7 @@ def _policies(found: dict[str, Any]) -> str:
 def _origin(found: dict[str, Any], runs: dict[str, Any]) -> str:
     """How a table was made: the commands of its trained rows, and its own."""
     names = [row["name"].removesuffix("/last") for row in found["policies"]]
-    commands = [runs[name]["command"] for name in names if name in runs]
+    commands = [runs[name]["command"] for name in ("holes", *names) if name in runs]
     commands.append(shlex.join(["python", "-m", "benchmarks.policies", *found["arguments"]]))
     ways = len(found["options"]["occlusion_seeds"])
     text = "\n".join(commands)

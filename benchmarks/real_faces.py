@@ -9,6 +9,7 @@ written from the files alone.
 
 import json
 import logging
+import os
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -243,7 +244,7 @@ def judge(
     argv += ["--samples", str(options.samples)]
     argv += [] if options.pairs is None else ["--pairs", str(options.pairs)]
     argv += ["--policies", *names, *(further or [])]
-    argv += ["--name", name, "--output", str(options.results)]
+    argv += ["--name", name, "--output", os.path.relpath(options.results)]
     argv += ["--examples", str(options.runs / f"{name}.png")]
     path = options.results / f"{name}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}

@@ -144,7 +144,8 @@ def _origin(found: dict[str, Any], runs: dict[str, Any]) -> str:
     ways = len(found["options"]["occlusion_seeds"])
     text = "\n".join(commands)
     return (
-        f"{found['pairs']} pairs ({ways} occlusions of each), {found['probes']} probes for rank-1; "
+        f"{found['pairs']} pairs ({ways} {'occlusions' if ways > 1 else 'occlusion'} of each), "
+        f"{found['probes']} probes for rank-1; "
         f"made in {found['seconds']:.0f} s at commit {found['environment']['commit']} by\n\n"
         f"```bash\n{text}\n```"
     )

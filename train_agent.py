@@ -73,7 +73,8 @@ class TrainOptions:
     that is best by `best_by` is kept in the folder `best` of the run."""
     best_by: Literal["margin-correct", "reward"] = "margin-correct"
     """What is best: the largest share of validation faces margin-correct, or the largest mean
-    reward. With a reward such as `contrast` the latter is surer where few faces change sides."""
+    reward. With a reward such as `contrast` the latter is surer where few faces change sides.
+    Alternating training always goes by the former."""
     validate_every: int = 1024
     """Faces decided on between two such scores; alternating training has one a round."""
     fixed_mask_faces: int = 256

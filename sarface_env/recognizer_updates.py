@@ -15,6 +15,7 @@ from recognizer.training_options import TrainOptions
 from recognizer.training_setup import build_optimizer
 from sarface_env.env import SARFaceVectorEnv
 from sarface_env.episodes import Episodes
+from sarface_env.region_dropout import random_masks
 from sarface_env.scorers import EnrolledScorer, MarginScorer
 
 _MOST = 0.6  # of a face's regions that chance drops
@@ -150,16 +151,17 @@ class RecognizerUpdates:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.core))
         index = np.sort(order[place * self.batch_size : (place + 1) * self.batch_size])
         random = np.random.default_rng([self.seed, self.step, 1])
-        masks = torch.ones((self.batch_size, self.core.bits), dtype=torch.bool)
-        masked = torch.from_numpy(random.random(self.batch_size) < self.mix)
+        chosen = random.random((self.batch_size, 1))
         if self.masks == "random":
-            share = _MOST * random.random((self.batch_size, 1))
-            chosen = torch.from_numpy(random.random(tuple(masks.shape)) >= share)
-            masks[masked] = chosen[masked]
-        elif masked.any():
-            self._shown.begin(index)
-            chosen = torch.as_tensor(predict(self._shown.observe())).bool()
-            masks[masked] = chosen[masked]
+            draws = [random.random((self.batch_size, n)) for n in (1, self.core.bits)]
+            uniform = torch.from_numpy(np.concatenate([chosen, *draws], 1))
+            masks = random_masks(uniform, self.mix, _MOST)
+        else:
+            masks = torch.ones((self.batch_size, self.core.bits), dtype=torch.bool)
+            masked = torch.from_numpy(chosen[:, 0] < self.mix)
+            if masked.any():
+                self._shown.begin(index)
+                masks[masked] = torch.as_tensor(predict(self._shown.observe())).bool()[masked]
         faces = torch.from_numpy(index)
         images, labels = self.core.apply(faces, masks), self.core.faces.labels[faces]
         torch.manual_seed(int(random.integers(2**62)))  # dropout

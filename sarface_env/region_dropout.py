@@ -6,6 +6,18 @@ from sarface_env.fills import make_fill
 from sarface_env.partitions import Partition
 
 
+def random_masks(uniform: Tensor, probability: float, most: float) -> Tensor:
+    """Keep bits `(N, K)` that drop random regions of random faces.
+
+    Args:
+        uniform: random numbers in [0, 1), `(N, 2 + K)`.
+        probability: of a face losing any.
+        most: every region of such a face is dropped with a probability drawn from [0, `most`].
+    """
+    chosen, share, draws = uniform[:, :1], uniform[:, 1:2], uniform[:, 2:]
+    return (chosen >= probability) | (draws >= most * share)
+
+
 class RegionDropout:
     """Drops random selectable regions of some of the faces of a training batch.
 
@@ -39,7 +51,6 @@ class RegionDropout:
             parsing: uint8 face-parsing maps.
             uniform: random numbers in [0, 1), `(N, columns)`.
         """
-        chosen, share, draws = uniform[:, :1], uniform[:, 1:2], uniform[:, 2:]
-        masks = (chosen >= self.probability) | (draws >= self.most * share)
+        masks = random_masks(uniform, self.probability, self.most)
         keep = self.partition.keep_bytes(self.partition(parsing), masks)
         return self._fill(images.clone(), keep, self.mean_colour)

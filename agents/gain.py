@@ -45,6 +45,8 @@ class GainOptions:
     numbers, so what was tried on them stays true. Worth it in long trainings."""
     width: int = 24
     """Channels of the policy network's first layer."""
+    depth: int = 0
+    """Further layers of it, each seeing twice as far as the last: for what covers real faces."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this length."""
 
@@ -153,8 +155,10 @@ class Gain(UpdatingAgent):
         columns = (torch.arange(width) + round(float(dx * width))).clamp(0, width - 1)
         obs = obs[:, :, rows][:, :, :, columns]
         light = 1 + _LIGHT * (2 * torch.rand((n, 3, 1, 1), generator=self.generator) - 1)
-        image = (obs[:, 1:] * light[:, : obs.shape[1] - 1]).clamp(0, 255).to(torch.uint8)
-        return torch.cat([obs[:, :1], image], 1)
+        if obs.shape[1] == 1:  # no image
+            return obs
+        image = (obs[:, -3:] * light).clamp(0, 255).to(torch.uint8)
+        return torch.cat([obs[:, :-3], image], 1)
 
     def _remembered(self, n: int) -> tuple[Tensor, ...]:
         """Faces, masks and rewards of n random entries of the memory."""

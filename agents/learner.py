@@ -88,7 +88,8 @@ class UpdatingAgent(Agent):
     def __init__(self, env: Any, options: Any, seed: int, device: str, keep: float):
         super().__init__(env, options, seed, device)
         torch.manual_seed(seed)
-        self.policy = make_policy(self.layout, self.options.width, keep).to(self.device)
+        depth = getattr(self.options, "depth", 0)
+        self.policy = make_policy(self.layout, self.options.width, keep, depth).to(self.device)
         self.optimizer = self._make_optimizer()
         self._obs: Any = None
         self._info: dict[str, Any] = {}

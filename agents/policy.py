@@ -44,35 +44,51 @@ class Layout:
         shape = tuple(observation.shape)
         partition = getattr(inner, "partition", None)
         name = getattr(partition, "name", "")
-        if partition is None or len(shape) != 3 or shape[0] not in (1, 4):
+        if partition is None or len(shape) != 3 or shape[0] not in (1, 4, 5):
             return cls(shape, action.n, partition=name)
         selectable, families = tuple(partition.selectable), getattr(partition, "families", ())
         return cls(shape, action.n, len(partition.names), selectable, name, tuple(families))
 
 
+_CLASSES = 19  # of a parsing map
+
+
+class _Wider(nn.Sequential):
+    """A residual layer whose taps lie some pixels apart."""
+
+    def __init__(self, channels: int, apart: int):
+        super().__init__(nn.Conv2d(channels, channels, 3, 1, apart, dilation=apart), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
 class RegionPolicy(nn.Module):
     """Judges every region from the features inside it, in the context of the whole face.
 
-    A small convolutional encoder sees a learned code of every pixel's region and, when observed,
-    the image. Its features, and mean and spread of the colours, are averaged over every region; one
-    network, shared by all regions, turns a region's averages, its area, a learned code of which
-    region it is and the mean over the face into a logit. Sharing is what makes it learn from few
-    faces: a patch on the left cheek teaches about one on the right.
+    A small convolutional encoder sees learned codes of every pixel's region and, when observed, of
+    its parsing class, and the image. Its features, and mean and spread of the colours, are averaged
+    over every region; one network, shared by all regions, turns a region's averages, its area, a
+    learned code of which region it is and the mean over the face into a logit. Sharing is what
+    makes it learn from few faces: a patch on the left cheek teaches about one on the right.
 
     Args:
         layout: of the environment.
         width: channels of the first layer.
         keep: probability with which every region is kept before training.
+        depth: residual layers at the end of the encoder, each seeing twice as far as the last.
     """
 
-    def __init__(self, layout: Layout, width: int = 24, keep: float = 0.7):
+    def __init__(self, layout: Layout, width: int = 24, keep: float = 0.7, depth: int = 0):
         super().__init__()
         self.layout = layout
         side = min(layout.shape[1:])
         # The first layer brings faces of 112 pixels to 28: finer costs more than the recognizer.
         self.stride = 4 if side >= 64 else 2 if side >= 32 else 1
         self.region = nn.Embedding(layout.regions, width)
-        colours = layout.shape[0] - 1
+        # Observations are a region map, perhaps a parsing map, and perhaps three colours.
+        self.parsing = nn.Embedding(_CLASSES, width) if layout.shape[0] == 5 else None
+        colours = 3 if layout.shape[0] > 1 else 0
         self.image = (
             nn.Conv2d(colours, width, 2 * self.stride - 1, self.stride, self.stride - 1)
             if colours
@@ -84,6 +100,7 @@ class RegionPolicy(nn.Module):
             nn.ReLU(),
             nn.Conv2d(2 * width, 2 * width, 3, 1, 1),
             nn.ReLU(),
+            *(_Wider(2 * width, 2**level) for level in range(depth)),
         )
         self.code = nn.Parameter(torch.zeros(layout.bits, 2 * width))
         self.decide = nn.Sequential(
@@ -116,9 +133,12 @@ class RegionPolicy(nn.Module):
         share = (regions[:, None] == self.selectable[:, None, None]).float()
         area = share.mean((2, 3))[:, :, None]
         x = self.region(regions.int()).permute(0, 3, 1, 2)
+        if self.parsing is not None:
+            classes = obs[:, 1, :: self.stride, :: self.stride]
+            x = x + self.parsing(classes.int()).permute(0, 3, 1, 2)
         parts = [area]
         if self.image is not None:
-            image = obs[:, 1:].contiguous(memory_format=torch.channels_last).float()
+            image = obs[:, -3:].contiguous(memory_format=torch.channels_last).float()
             image = image.div_(128).sub_(1)
             x = x + self.image(image)
             parts.append(_colours(share, image[:, :, :: self.stride, :: self.stride]))
@@ -173,6 +193,10 @@ class FlatPolicy(nn.Module):
         return self.encoder(obs.float() / 128 - 1 if obs.dtype == torch.uint8 else obs.float())
 
 
-def make_policy(layout: Layout, width: int, keep: float) -> RegionPolicy | FlatPolicy:
-    """The network that fits the layout."""
-    return (RegionPolicy if layout.regions else FlatPolicy)(layout, width, keep)
+def make_policy(
+    layout: Layout, width: int, keep: float, depth: int = 0
+) -> RegionPolicy | FlatPolicy:
+    """The network that fits the layout; `depth` is that of a `RegionPolicy`."""
+    if layout.regions:
+        return RegionPolicy(layout, width, keep, depth)
+    return FlatPolicy(layout, width, keep)

@@ -108,7 +108,8 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     ## Observation Space
     `Box(0, 255, (C, H, W), uint8)`. By default C = 1, the region map: every pixel holds its region
     number. `observation="regions+image"` appends the BGR image (C = 4), `"image"` is the image
-    alone. `obs_size` asks for a smaller square.
+    alone. `"regions+parsing+image"` (C = 5) shows the parsing map's classes in between, which the
+    regions of a grid do not tell. `obs_size` asks for a smaller square.
 
     ## Rewards
     Functions of the full image's score, the masked image's score and the fraction of pixels kept:
@@ -136,7 +137,8 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
       judged among the people of the split, each known by the mean of the other images.
     - `parser`: of photographs, `light` or a file of weights.
     - `occlusion`: what covers photographs before they are parsed: `clean`, `patch`, `object`,
-      `sunglasses`, `mask`, `scarf`, `mixed`; `severity`, 0.25 to 2; `occlusion_seed`.
+      `sunglasses`, `mask`, `scarf`, `mixed`; `severity`, 0.25 to 2; `occlusion_seed`;
+      `coverings`, ways in which every training photograph is covered.
     - `partition`: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, `sarface24xgrid4x4`.
     - `reward`: see above. `fill` of dropped pixels: `mean`, `zero`, `blur`, `inpaint` (slow).
     - `observation` and `obs_size`: see above. `device`: `auto`, `cpu`, `cuda`. `precision` of the

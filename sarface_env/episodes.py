@@ -12,6 +12,8 @@ from torch import Tensor
 from sarface_env.core import RegionSelection
 from sarface_env.hashing import GOLDEN, mix
 
+CHANNELS = {"regions": 1, "parsing": 1, "image": 3}  # of the parts of an observation
+
 
 class Episodes:
     """Which faces are shown, what is observed of them, and what deciding on them gives.
@@ -22,8 +24,11 @@ class Episodes:
     Args:
         core: scores the decisions.
         num_envs: faces shown at once.
-        observation: `regions`, `regions+image` or `image`.
+        observation: parts in the order of `CHANNELS`, such as `regions` or `regions+image`.
         obs_size: side of the observation; None for that of the faces.
+
+    Raises:
+        ValueError: the faces have no parsing maps that could be shown.
     """
 
     def __init__(
@@ -34,7 +39,10 @@ class Episodes:
         self.observation, self.obs_size = observation, obs_size
         h, w = core.faces.images.shape[2:]
         self.shape = (h, w) if obs_size is None else (obs_size, obs_size)
-        channels = {"regions": 1, "regions+image": 4, "image": 3}[observation]
+        self._parts = observation.split("+")
+        if "parsing" in self._parts and core.faces.parsing is None:
+            raise ValueError(f"observation {observation!r} shows parsing maps; the faces have none")
+        channels = sum(CHANNELS[part] for part in self._parts)
         # 0-255 even for region numbers: it is what image tools, SB3's among them, take for granted.
         self.observation_space = spaces.Box(0, 255, (channels, *self.shape), np.uint8)
         self.action_space = spaces.MultiBinary(core.bits)
@@ -87,23 +95,29 @@ class Episodes:
     def observe(self) -> np.ndarray:
         """What the agent sees of the faces shown: uint8 `(N, C, h, w)`, freshly allocated."""
         assert self.indices is not None
-        channels = self.observation_space.shape[0]
-        obs = torch.empty((self.num_envs, channels, *self.shape), dtype=torch.uint8)
-        first_colour = channels - 3 if "image" in self.observation else channels
-        images = self.core.faces.images
-        if self.obs_size is None:
-            # Straight to where they are seen, without a copy in between.
-            if first_colour:
-                self.core.regions(self.indices, out=obs[:, 0])
-            if first_colour < channels:
-                torch.index_select(images, 0, self.indices, out=obs[:, first_colour:])
-            return obs.numpy()
-        if first_colour:
-            regions = self.core.regions(self.indices)[:, None]
-            obs[:, :1] = F.interpolate(regions, self.shape, mode="nearest-exact")
-        if first_colour < channels:
-            shown = images.index_select(0, self.indices).float()
-            obs[:, first_colour:] = F.interpolate(shown, self.shape, mode="area").round()
+        faces, whole = self.core.faces, self.obs_size is None
+        obs = torch.empty(
+            (self.num_envs, *self.observation_space.shape),
+            dtype=torch.uint8,
+        )
+        first = 0
+        for part in self._parts:
+            seen = obs[:, first : first + CHANNELS[part]]
+            first += CHANNELS[part]
+            if part == "image":
+                if whole:  # straight to where it is seen, without a copy in between
+                    torch.index_select(faces.images, 0, self.indices, out=seen)
+                else:
+                    shown = faces.images.index_select(0, self.indices).float()
+                    seen[:] = F.interpolate(shown, self.shape, mode="area").round()
+                continue
+            if part == "regions":
+                maps = self.core.regions(self.indices, out=seen[:, 0] if whole else None)
+            else:
+                assert faces.parsing is not None
+                maps = faces.parsing[self.indices]
+            if part == "parsing" or not whole:
+                seen[:] = F.interpolate(maps[:, None], self.shape, mode="nearest-exact")
         return obs.numpy()
 
     def decide(self, actions: Any) -> tuple[np.ndarray, dict[str, Any]]:

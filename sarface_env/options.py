@@ -20,7 +20,7 @@ from sarface_env.photographs import KINDS, SPLITS, Photographs, load_photographs
 from sarface_env.rewards import Reward, make_reward
 from sarface_env.scorers import EnrolledScorer, MarginScorer, Scorer
 
-OBSERVATIONS = ("regions", "regions+image", "image")
+OBSERVATIONS = ("regions", "regions+image", "regions+parsing+image", "image")
 
 
 @dataclass
@@ -51,6 +51,9 @@ class EnvOptions:
     """Size of what covers photographs, 0.25 to 2; 1 is typical."""
     occlusion_seed: int = 0
     """Another number covers the photographs differently."""
+    coverings: int = 1
+    """Every photograph of the training split is covered in so many ways, each a face of its own:
+    a policy that must find what covers faces needs more of that than there are photographs."""
     partition: Any = "sarface24"
     """Regions: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, a parsing cut by a grid such as
     `sarface24xgrid4x4`, or a `Partition`."""
@@ -59,8 +62,9 @@ class EnvOptions:
     `flip+0.5*margin`."""
     fill: str = "mean"
     """What replaces dropped pixels: `zero`, `mean`, `blur` or `inpaint` (slow)."""
-    observation: Literal["regions", "regions+image", "image"] = "regions"
-    """What the agent sees: the region map, the image, or both, as channels."""
+    observation: Literal["regions", "regions+image", "regions+parsing+image", "image"] = "regions"
+    """What the agent sees, as channels: the region map, the image, or both; and the parsing map
+    where regions do not tell it, as those of a grid."""
     obs_size: int | None = None
     """Side of the observation in pixels; by default that of the faces."""
     device: str = "auto"
@@ -85,6 +89,8 @@ class EnvOptions:
             raise ValueError(
                 f"unknown precision {self.precision!r}; there are {', '.join(get_args(Precision))}"
             )
+        if self.coverings < 1:
+            raise ValueError(f"coverings must be at least 1, got {self.coverings}")
         if self.folds:
             parse_folds(self.folds)
         if self.observation not in OBSERVATIONS:
@@ -106,6 +112,7 @@ class EnvOptions:
             self.occlusion,
             self.severity,
             self.occlusion_seed,
+            self.coverings if self.split == "train" and self.occlusion != "clean" else 1,
             device=self.device,
         )
 
@@ -147,9 +154,14 @@ def own_scorer(options: EnvOptions, recognizer: Recognizer) -> MarginScorer | En
     device = resolve_device(options.device)
     if options.dataset == "faceworld":
         return MarginScorer(recognizer, device, precision=options.precision)
-    parse = make_partition(options.partition).needs_parsing
+    parse = needs_parsing(options)
     faces = _photographs(options.photographs(recognizer.spec.size, parse))
     return _enrol(recognizer, faces, device, options.precision)
+
+
+def needs_parsing(options: EnvOptions) -> bool:
+    """Whether regions or observations are made of parsing maps."""
+    return make_partition(options.partition).needs_parsing or "parsing" in options.observation
 
 
 def build_core(options: EnvOptions) -> RegionSelection:
@@ -159,7 +171,7 @@ def build_core(options: EnvOptions) -> RegionSelection:
     """
     partition: Partition = make_partition(options.partition)
     reward: Reward = make_reward(options.reward)
-    faces, scorer = _resolve(options, partition.needs_parsing)
+    faces, scorer = _resolve(options, needs_parsing(options))
     if not len(faces):
         raise ValueError(f"the {options.split} split of the data set has no faces")
     return RegionSelection(faces, partition, scorer, reward, options.fill)

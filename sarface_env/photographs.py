@@ -50,6 +50,8 @@ class Photographs:
         occlusion: one of `KINDS`.
         severity: of the occlusion, see `occlude`.
         occlusion_seed: with the name of an image, decides everything about its occluder.
+        coverings: ways in which every image is occluded. With several, the faces come in as many
+            rounds: all images in one way, all in another.
         min_images: people with fewer are left out. 2, because a person is recognized by the other
             images; 1 for verification.
         device: where the parser runs.
@@ -66,6 +68,7 @@ class Photographs:
     occlusion: str = "clean"
     severity: float = 1.0
     occlusion_seed: int = 0
+    coverings: int = 1
     min_images: int = 2
     device: str = "auto"
     pairs: tuple[int, ...] = ()
@@ -97,8 +100,10 @@ def load_photographs(options: Photographs) -> FaceSet:
         "parser": parser.version,
         **{k: v for k, v in vars(options).items() if k not in ("path", "parser", "device")},
     }
-    if not options.pairs:
-        del recipe["pairs"]  # what was made before there were any keeps its name
+    # What was made before there were these keeps its name.
+    for name in ("pairs", "coverings"):
+        if recipe[name] == getattr(Photographs, name):
+            del recipe[name]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"photographs-{options.split}-{digest}"
     made = not folder.is_dir()
@@ -269,9 +274,10 @@ def _make(source: FaceSource, parser: Parser, options: Photographs, folder: Path
     images = _align(source, rows, points, options.size, folder)
     if options.occlusion != "clean":
         images = _occlude(images, files, options, folder)
+        files, labels = files * options.coverings, np.tile(labels, options.coverings)
     how = located.how
     if options.parse:
-        maps = _array(folder, "parsing", (len(rows), *images.shape[2:]), np.uint8)
+        maps = _array(folder, "parsing", (len(images), *images.shape[2:]), np.uint8)
         parse_cached(parser, images, out=maps)
         skinless = sum(
             int((~(part == CLASSES.index("skin")).flatten(1).any(1)).sum())
@@ -316,23 +322,26 @@ def _align(
 def _occlude(clean: Tensor, files: list[str], options: Photographs, folder: Path) -> Tensor:
     """Occluded images, written to `images.npy`; the clean ones become `clean.npy`."""
     (folder / "images.npy").rename(folder / "clean.npy")
-    images = _array(folder, "images", tuple(clean.shape), np.uint8)
-    occluders = _array(folder, "occluders", (len(clean), *clean.shape[2:]), np.bool_)
+    n, total = len(clean), len(clean) * options.coverings
+    images = _array(folder, "images", (total, *clean.shape[1:]), np.uint8)
+    occluders = _array(folder, "occluders", (total, *clean.shape[2:]), np.bool_)
     numbers = _numbers(files)
     template, kind = template_of(options.size), options.occlusion
-    with tqdm(total=len(clean), desc=f"occluding ({kind})", unit="face") as bar:
-        for start in range(0, len(clean), _BATCH):
-            part = slice(start, start + _BATCH)
-            images[part], occluders[part] = occlude(
-                clean[part],
-                template,
-                kind,
-                options.occlusion_seed,
-                options.severity,
-                numbers[part],
-                clean,
-            )
-            bar.update(len(images[part]))
+    with tqdm(total=total, desc=f"occluding ({kind})", unit="face") as bar:
+        for covering in range(options.coverings):
+            for start in range(0, n, _BATCH):
+                part = slice(start, min(start + _BATCH, n))
+                to = slice(covering * n + part.start, covering * n + part.stop)
+                images[to], occluders[to] = occlude(
+                    clean[part],
+                    template,
+                    kind,
+                    options.occlusion_seed + covering,
+                    options.severity,
+                    numbers[part],
+                    clean,
+                )
+                bar.update(part.stop - part.start)
     return images
 
 

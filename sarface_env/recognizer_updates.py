@@ -91,14 +91,14 @@ class RecognizerUpdates:
             raise ValueError(f"{len(self.core)} faces are too few for a batch of {batch_size}")
         self.scorers = [scorer, *followers]
         self.trained = scorer.recognizer
-        self._whole: Tensor | None = None
+        self._whole: Tensor | None = None  # of every face, however it is covered
         if head == "none":
             if not isinstance(scorer, EnrolledScorer):
                 raise ValueError(
                     "head none takes the embeddings of enrolled faces as targets; here a "
                     f"{type(scorer).__name__} judges"
                 )
-            self._whole = scorer.gallery.embeddings
+            self._whole = scorer.gallery.embeddings[scorer.targets.to(scorer.device)]
         elif isinstance(scorer, EnrolledScorer):
             # The same backbone with a head of its own.
             self.trained = Recognizer(

@@ -206,7 +206,7 @@ class EnrolledScorer(_RecognizerScorer):
         precision: of the network; see `recognizer.engine.InferenceEngine`.
 
     Attributes:
-        targets: the number of every face in `faces`, what `score` is to be asked.
+        targets: the number of every face's uncovered image, what `score` is to be asked.
 
     Raises:
         ValueError: people have a single image; lists them.
@@ -224,8 +224,8 @@ class EnrolledScorer(_RecognizerScorer):
     ):
         self._cache, self._least = cache, least
         uncovered = faces.images if faces.clean is None else faces.clean
-        self._uncovered = FaceSet(uncovered, faces.labels, faces.names)
-        self.targets = torch.arange(len(faces))
+        self._uncovered = FaceSet(uncovered, faces.labels[: len(uncovered)], faces.names)
+        self.targets = torch.arange(len(faces)) % len(uncovered)
         super().__init__(recognizer, device, batch_size, precision)
 
     def refresh(self) -> None:

@@ -17,8 +17,8 @@ class FaceSet:
         parsing: uint8 `(N, H, W)` face-parsing maps in CelebAMask-HQ order, when there are any.
         occluders: bool or uint8 `(N, H, W)`, non-zero where something covers the face, when known.
             For oracles and analysis only.
-        clean: uint8 like `images`, the same faces uncovered, when `images` are occluded: what
-            people are enrolled from.
+        clean: uint8 `(M, 3, H, W)`, the faces uncovered, when `images` are occluded: what people
+            are enrolled from. N is a multiple of M: face i, however covered, is `clean[i % M]`.
         files: name of every image, when they came from files.
     """
 
@@ -45,9 +45,14 @@ class FaceSet:
             expected = (n, *self.images.shape[2:])
             if maps is not None and tuple(maps.shape) != expected:
                 raise ValueError(f"{name} must be {expected}, got {tuple(maps.shape)}")
-        if self.clean is not None and self.clean.shape != self.images.shape:
+        if self.clean is not None and (
+            self.clean.shape[1:] != self.images.shape[1:]
+            or not len(self.clean)
+            or n % len(self.clean)
+        ):
             raise ValueError(
-                f"clean must be {tuple(self.images.shape)}, got {tuple(self.clean.shape)}"
+                f"clean must be {tuple(self.images.shape)}, or fewer faces of which `images` show "
+                f"all equally often; got {tuple(self.clean.shape)}"
             )
         if self.parsing is not None and self.parsing.dtype != torch.uint8:
             raise ValueError(f"parsing must be uint8, got {self.parsing.dtype}")

@@ -188,6 +188,21 @@ def test_occlusion_is_the_cameras_and_the_same_every_time(tmp_path, cache):
     assert not torch.equal(other.occluders, again.occluders)
 
 
+def test_several_coverings_are_so_many_rounds_of_all_faces(tmp_path):
+    root = make_folder(tmp_path / "set")
+    once = [load(root, occlusion="mixed", occlusion_seed=seed, parse=True) for seed in (5, 6)]
+    twice = load(root, occlusion="mixed", occlusion_seed=5, coverings=2, parse=True)
+    n = len(once[0])
+    assert len(twice) == len(twice.parsing) == len(twice.occluders) == 2 * n
+    assert torch.equal(twice.clean, once[0].clean)
+    assert twice.files == 2 * once[0].files
+    for faces, part in zip(once, (slice(n), slice(n, 2 * n)), strict=True):
+        assert torch.equal(twice.images[part], faces.images)
+        assert torch.equal(twice.occluders[part], faces.occluders)
+        assert torch.equal(twice.parsing[part], faces.parsing)
+        assert torch.equal(twice.labels[part], faces.labels)
+
+
 def test_made_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "set")
     before = load(root, occlusion="mask")
@@ -297,9 +312,11 @@ def test_enrolled_scorer_by_hand():
     """Leave one out, face by face, from the embeddings of single clean images and their mirrors."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (9, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    images = clean.clone()
-    images[:, :, 4:] = 0
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 1])
+    images = clean.repeat(2, 1, 1, 1)  # every face covered in two ways
+    images[:9, :, 4:] = 0
+    images[9:, :, :, 5:] = 0
+    people = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 1])
+    labels = people.repeat(2)
     recognizer = Recognizer(Pooled(), InputSpec(8, False, (99.0, 80.0, 120.0), (1.0,) * 3)).eval()
     faces = FaceSet(images, labels, ["a", "b", "c"], clean=clean)
     scorer = EnrolledScorer(recognizer, faces, "cpu")
@@ -311,10 +328,10 @@ def test_enrolled_scorer_by_hand():
     enrolled = [
         F.normalize(recognizer(x[None])[0] + recognizer(x[None].flip(-1))[0], dim=0) for x in clean
     ]
-    for i in range(9):
+    for i in range(18):
         cosines = []
         for person in range(3):
-            members = [enrolled[j] for j in range(9) if labels[j] == person and j != i]
+            members = [enrolled[j] for j in range(9) if people[j] == person and j != i % 9]
             cosines.append(float(unit(images[i]) @ F.normalize(sum(members), dim=0)))
         own = cosines.pop(int(labels[i]))
         assert got.margin[i] == pytest.approx(own - max(cosines), abs=1e-5)
@@ -322,7 +339,7 @@ def test_enrolled_scorer_by_hand():
     with pytest.raises(ValueError, match=r"1 people have a single image.*: d"):
         EnrolledScorer(
             recognizer,
-            FaceSet(images, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 3]), ["a", "b", "c", "d"]),
+            FaceSet(clean, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 3]), ["a", "b", "c", "d"]),
             "cpu",
         )
 

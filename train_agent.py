@@ -25,6 +25,7 @@ from agents.reinforce import ReinforceOptions
 from agents.report import policy_figure
 from agents.sarface import SarfaceOptions
 from agents.validation import Validation
+from agents.value import ValueOptions
 from recognizer.checkpoint import save_recognizer
 from recognizer.cli import parse_options
 from recognizer.loader import load_recognizer
@@ -89,8 +90,8 @@ class TrainOptions:
     """The environment to train in."""
     agent: str = "reinforce"
     """Which agent: `reinforce`, `sarface` (the published rule), `grpo`, `gain` (regression of what
-    dropping regions gains), `ppo`, `maskable_ppo` (the last two from Stable-Baselines3), or one
-    that another package adds."""
+    dropping regions gains), `value` (of what whole masks gain), `ppo`, `maskable_ppo` (the last two
+    from Stable-Baselines3), or one that another package adds."""
     reinforce: ReinforceOptions = field(default_factory=ReinforceOptions)
     """REINFORCE with a choice of baselines."""
     sarface: SarfaceOptions = field(default_factory=SarfaceOptions)
@@ -99,6 +100,8 @@ class TrainOptions:
     """Group relative policy optimization."""
     gain: GainOptions = field(default_factory=GainOptions)
     """Regression of what dropping each region gains."""
+    value: ValueOptions = field(default_factory=ValueOptions)
+    """Regression of what whole masks gain."""
     ppo: PpoOptions = field(default_factory=PpoOptions)
     """Stable-Baselines3's PPO."""
     maskable_ppo: PpoOptions = field(default_factory=PpoOptions)

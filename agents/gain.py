@@ -29,6 +29,8 @@ class GainOptions:
     around: float = 0.5
     """Share of the masks that differ from the policy's own by one block, once it has one; the
     others drop blocks of the full face."""
+    own: float = 0.0
+    """Share of those that are the policy's own mask as it is: whether it is as good as believed."""
     block: float = 0.7
     """Side of the largest block, as a share of the face's."""
     kin: float = 0.0
@@ -54,7 +56,7 @@ class GainOptions:
         for name in ("masks", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("around", "block", "kin"):
+        for name in ("around", "own", "block", "kin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
@@ -130,8 +132,7 @@ class Gain(UpdatingAgent):
     def _fit(self, obs: Tensor, masks: Tensor, rewards: Tensor) -> tuple[float, float]:
         """One gradient step on faces `(N, ...)`, masks `(N, M, K)` and rewards `(N, M)`."""
         shown = self._augmented(obs) if self.options.augment and self.layout.regions else obs
-        gain = -self.policy(shown.to(self.device))
-        predicted = ((~masks).float().to(self.device) * gain[:, None]).sum(2)
+        predicted = self._predicted(shown.to(self.device), ~masks.to(self.device))
         target = rewards.to(self.device) / self._scale
         if self.options.floor is not None:
             target = target.clamp_min(-self.options.floor)
@@ -144,6 +145,10 @@ class Gain(UpdatingAgent):
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
         self.optimizer.step()
         return loss.item(), float(norm)
+
+    def _predicted(self, obs: Tensor, dropped: Tensor) -> Tensor:
+        """Rewards `(N, M)`, in units of their spread, for dropping regions `(N, M, K)`."""
+        return (dropped.float() * -self.policy(obs)[:, None]).sum(2)
 
     def _augmented(self, obs: Tensor) -> Tensor:
         """Observations `(N, C, H, W)`: half mirrored, all shifted, each in its own light."""
@@ -182,8 +187,12 @@ class Gain(UpdatingAgent):
         block = self._blocks(obs, m)
         give_back = torch.rand((n, m, 1), generator=self.generator) < 0.5
         # Nothing can be given back to a full face.
-        give_back &= ~base.all(2, keepdim=True)
-        return torch.where(block, give_back, base) | ~present[:, None]
+        whole = base.all(2, keepdim=True)
+        masks = torch.where(block, give_back & ~whole, base)
+        if self.options.own:
+            as_it_is = torch.rand((n, m, 1), generator=self.generator) < self.options.own
+            masks = torch.where(as_it_is & ~whole, base, masks)
+        return masks | ~present[:, None]
 
     def _blocks(self, obs: Tensor, m: int) -> Tensor:
         """Which regions lie in m random rectangles of every face `(N, M, K)`."""
@@ -209,10 +218,11 @@ class Gain(UpdatingAgent):
     def _middles(self, regions: Tensor) -> Tensor:
         """Middle of every selectable region `(N, K, 2)`, 0 to 1; far away if it is absent."""
         n, h, w = regions.shape
-        every = self.layout.regions
-        flat = regions.flatten(1).long() + every * torch.arange(n)[:, None]
-        y = (torch.arange(h) + 0.5).div(h)[:, None].expand(h, w).flatten().repeat(n)
-        x = (torch.arange(w) + 0.5).div(w).expand(h, w).flatten().repeat(n)
+        every, device = self.layout.regions, regions.device
+        flat = regions.flatten(1).long() + every * torch.arange(n, device=device)[:, None]
+        y, x = torch.arange(h, device=device) + 0.5, torch.arange(w, device=device) + 0.5
+        y = y.div(h)[:, None].expand(h, w).flatten().repeat(n)
+        x = x.div(w).expand(h, w).flatten().repeat(n)
         sums = [
             torch.bincount(flat.flatten(), weight, n * every).view(n, every)
             for weight in (None, y.double(), x.double())

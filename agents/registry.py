@@ -23,6 +23,7 @@ AGENTS = {
     "sarface": "agents.sarface:Sarface",
     "grpo": "agents.grpo:Grpo",
     "gain": "agents.gain:Gain",
+    "value": "agents.value:Value",
     "ppo": "agents.ppo:Ppo",
     "maskable_ppo": "agents.ppo:MaskablePpo",
 }

@@ -25,6 +25,7 @@ WAYS = [
     ("grpo", {}),
     ("grpo", {"std": False, "kl": 0.001, "group": 4}),
     ("gain", {}),
+    ("value", {}),
     ("sarface", {}),
     ("ppo", {}),
     ("maskable_ppo", {}),

@@ -78,26 +78,29 @@ class Partition(ABC):
 
     def keep_bytes(self, regions: Tensor, masks: Tensor) -> Tensor:
         """`keep_pixels` as uint8 `(N, H, W)`: 255 where a pixel is kept, else 0."""
-        if len(self.names) > 32:
-            bits = self.region_bits(masks).view(torch.uint8).neg_()
+        if self._packing is None:
+            bits = self.region_bits(masks).to(regions.device).view(torch.uint8).neg_()
             return bits.gather(1, regions.flatten(1).long()).view(regions.shape)
-        # A face's bits in one number. Shifted by the region of the pixel, its bit is the sign,
-        # which fills all others on the way back: no look-up in memory.
-        weights, always = self._packing
-        if masks.device != weights.device:
-            weights = weights.to(masks.device)
-        packed = (masks * weights).sum(1, dtype=torch.int32).add_(always)
-        shifted = regions.int()
+        # What a face loses in one number. Shifted by the region of the pixel, its bit is the sign,
+        # which fills all others on the way back: no look-up in memory. Shifted by more bits than
+        # there are, as by regions that are always kept, it is zero.
+        first, weights = self._packing
+        packed = torch.from_numpy(~masks.cpu().numpy() @ weights).to(regions.device)
+        keep = regions - first  # wraps around
+        shifted = keep.to(packed.dtype)
         torch.bitwise_left_shift(packed[:, None, None], shifted, out=shifted)
-        return shifted.bitwise_right_shift_(31).to(torch.uint8)
+        return keep.copy_(shifted.bitwise_right_shift_(31)).bitwise_not_()
 
     @functools.cached_property
-    def _packing(self) -> tuple[Tensor, int]:
-        """Bits of the selectable regions, int32 `(K,)`, and those of all others together."""
-        bits = np.left_shift(np.int32(1), 31 - np.arange(len(self.names), dtype=np.int32))
-        selectable = list(self.selectable)
-        others = np.bitwise_or.reduce(np.delete(bits, selectable), initial=0)
-        return torch.from_numpy(bits[selectable]), int(others)
+    def _packing(self) -> tuple[int, np.ndarray] | None:
+        """The first selectable region, and a bit for each, `(K,)`; None if they are too many."""
+        first, last = min(self.selectable), max(self.selectable)
+        places = np.array(self.selectable) - first
+        # Of 16 bits if they suffice: half the memory.
+        for dtype, bits in ((np.int16, 16), (np.int32, 32)):
+            if last - first < bits:
+                return first, np.left_shift(1, bits - 1 - places).astype(dtype)
+        return None
 
     def bits_by_name(self, names: list[str]) -> list[int]:
         """Action bits of the selectable regions with these names.

@@ -43,7 +43,7 @@ class MarginHead(nn.Module):
             weights: `unit_weights()`, where they are known already.
         """
         weights = self.unit_weights() if weights is None else weights
-        return (embedding @ weights.T).clamp(-1, 1)
+        return embedding.mm(weights.T).clamp_(-1, 1)
 
     def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:
         """Target logit after the margin, unscaled: `(N,)`.

@@ -80,7 +80,7 @@ class RegionSelection:
         self._masked, self._masked_version = MaskScores(n, self.bits), scorer.version
 
     def __len__(self) -> int:
-        return len(self.faces)
+        return len(self._targets)
 
     @property
     def bits(self) -> int:
@@ -158,7 +158,7 @@ class RegionSelection:
     def _apply(self, indices: Tensor, masks: Tensor, out: Tensor) -> None:
         images, device = self._images, out.device
         regions = self._regions.index_select(0, indices).to(device)
-        pixels = self.partition.keep_bytes(regions, masks.to(device))
+        pixels = self.partition.keep_bytes(regions, masks)
         rows = out.flatten(1).view(images.dtype)
         if device == images.device:
             torch.index_select(images, 0, indices, out=rows)
@@ -177,7 +177,7 @@ class RegionSelection:
     def _kept(self, pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Fraction of pixels kept, given those of every selectable region `(N, K)`."""
         dropped = (pixels * ~masks).sum(1)
-        total = self._regions[0].numel()
+        total = self._regions.shape[1] * self._regions.shape[2]
         return (total - dropped).astype(np.float32) / np.float32(total)
 
     def evaluate(self, indices: Tensor, masks: Tensor) -> Outcome:
@@ -294,7 +294,7 @@ class RegionSelection:
             part = slice(start, start + _BATCH)
             indices, targets = torch.from_numpy(faces[part]), self._targets[faces[part]]
             images = self.apply(indices, torch.from_numpy(masks[part]))
-            scores[part] = as_array(self.scorer.score(images, torch.from_numpy(targets)))
+            as_array(self.scorer.score(images, torch.from_numpy(targets)), scores[part])
         self._masked.add(keys, slots, scores)
         return scores
 

@@ -13,9 +13,9 @@ SCORE = np.dtype(list(zip(FIELDS, (np.bool_, np.bool_, np.float32, np.float32), 
 """A `Score` of one image, for arrays of them."""
 
 
-def as_array(score: Score) -> np.ndarray:
-    """A `Score` of N images as `(N,)` of type `SCORE`."""
-    array = np.empty(len(score.margin), SCORE)
+def as_array(score: Score, out: np.ndarray | None = None) -> np.ndarray:
+    """A `Score` of N images as `(N,)` of type `SCORE`, in `out` if it is given."""
+    array = np.empty(len(score.margin), SCORE) if out is None else out
     for field in FIELDS:
         array[field] = getattr(score, field).cpu().numpy()
     return array

@@ -82,10 +82,11 @@ def margin_score(
     """
     # Behind a network every operation finds a cold cache: few of them are what is fast here.
     index = targets[:, None]
-    target = cosines.gather(1, index)[:, 0]
+    target = cosines.gather(1, index).squeeze(1)
     best_other = cosines.scatter_(1, index, -2.0).amax(1)
     margin = (target if penalise is None else penalise(target)) - best_other
-    contrast = target - (cosines.sum(1) + 2) / max(cosines.shape[1] - 1, 1)
+    others = max(cosines.shape[1] - 1, 1)
+    contrast = torch.sub(target, cosines.sum(1).add_(2), alpha=1 / others)
     return Score(target > best_other, margin > 0, margin, contrast)
 
 
@@ -124,7 +125,7 @@ class _RecognizerScorer:
         """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
         if len(images) <= self.batch_size:
             embedding, norm = self._engine(images)
-            return self._judge(embedding, norm[:, 0], targets.to(self.device))
+            return self._judge(embedding, norm.squeeze(1), targets.to(self.device))
         parts = []
         batches = (tensor.split(self.batch_size) for tensor in (images, targets))
         for image, target in zip(*batches, strict=True):

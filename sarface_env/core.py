@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recognizer.data.faces import FaceSet
 from sarface_env.fills import make_fill
-from sarface_env.mask_scores import FIELDS, SCORE, MaskScores, as_array, as_score
+from sarface_env.mask_scores import FIELDS, MaskScores, as_array, as_score
 from sarface_env.partitions import Partition
 from sarface_env.rewards import Reward
 from sarface_env.scorers import Score, Scorer
@@ -75,9 +75,9 @@ class RegionSelection:
         # Numpy where few numbers a face are looked up: its calls are shorter than torch's.
         self._selectable_pixels = np.empty((n, self.bits), np.int32)
         self._has_regions, self._has_all_regions = np.zeros(n, np.bool_), False
-        self._full = np.empty(n, SCORE)
-        self._full_version = np.full(n, -1)
-        self._masked, self._masked_version = MaskScores(n, self.bits), scorer.version
+        # Scores of full images, NaN where they are not known.
+        self._full = np.full((len(FIELDS), n), np.nan, np.float32)
+        self._masked, self._version = MaskScores(n, self.bits), scorer.version
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -127,15 +127,18 @@ class RegionSelection:
         return as_score(self._full_scores(indices.numpy()))
 
     def _full_scores(self, faces: np.ndarray) -> np.ndarray:
-        stale = self._full_version[faces] != self.scorer.version
-        if stale.any():
-            new = np.unique(faces[stale])
+        """Scores of the full images of faces `(N,)`: `(4, N)`, remembered or new."""
+        self._follow_scorer()
+        full = self._full.take(faces, 1)
+        unknown = np.isnan(full[0])
+        if unknown.any():
+            new = np.unique(faces[unknown])
             self.calls += len(new)
             images = self.faces.images[torch.from_numpy(new)]
             score = self.scorer.score(images, torch.from_numpy(self._targets[new]))
-            self._full[new] = as_array(score)
-            self._full_version[new] = self.scorer.version
-        return self._full[faces]
+            self._full[:, new] = as_array(score)
+            full = self._full.take(faces, 1)
+        return full
 
     def keep_pixels(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Pixels kept, `(N, H, W)` bool, of faces `(N,)` under masks `(N, K)`."""
@@ -146,27 +149,23 @@ class RegionSelection:
 
         They are on the scorer's device.
         """
-        self._ensure_regions(indices.numpy())
-        masks, shape = masks.bool(), (len(indices), *self.faces.images.shape[1:])
-        masked = torch.empty(shape, dtype=torch.uint8, device=self.scorer.device)
-        # Few at a time, which stay in the processor's cache from one operation to the next.
-        for start in range(0, len(indices), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            self._apply(indices[part], masks[part], masked[part])
-        return masked
+        faces = indices.numpy()
+        self._ensure_regions(faces)
+        return self._apply(faces, masks.bool().cpu().numpy())
 
-    def _apply(self, indices: Tensor, masks: Tensor, out: Tensor) -> None:
-        images, device = self._images, out.device
-        regions = self._regions.index_select(0, indices).to(device)
-        pixels = self.partition.keep_bytes(regions, masks)
-        rows = out.flatten(1).view(images.dtype)
-        if device == images.device:
-            torch.index_select(images, 0, indices, out=rows)
-        else:
-            rows.copy_(images.index_select(0, indices))
-        filled = self._fill(out, pixels, self.scorer.mean_colour)
-        if filled is not out:
-            out.copy_(filled)
+    def _apply(self, faces: np.ndarray, masks: np.ndarray) -> Tensor:
+        indices, device = torch.from_numpy(faces), self.scorer.device
+        rows = self._images.index_select(0, indices).to(device)
+        images = rows.view(torch.uint8).view(-1, *self.faces.images.shape[1:])
+        # Few at a time, which stay in the processor's cache from one operation to the next.
+        for start in range(0, len(faces), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            regions = self._regions.index_select(0, indices[part]).to(device)
+            few, pixels = images[part], self.partition.keep_bytes(regions, masks[part])
+            filled = self._fill(few, pixels, self.scorer.mean_colour)
+            if filled is not few:
+                few.copy_(filled)
+        return images
 
     def kept_fraction(self, indices: Tensor, masks: Tensor) -> Tensor:
         """Fraction of pixels kept, `(N,)` float32, of faces `(N,)` under masks `(N, K)`."""
@@ -213,15 +212,15 @@ class RegionSelection:
         pixels = self._selectable_pixels[faces]
         bits = masks | (pixels == 0)
         kept = torch.from_numpy(self._kept(pixels, bits))
-        masked = full = self._full_scores(faces)
-        before = as_score(full)
-        whole = bits.all(1)
-        if not whole.any():
-            masked = self._masked_scores(faces, bits)
-        elif not whole.all():
+        full, whole = self._full_scores(faces), bits.all(1)
+        if whole.all():
+            masked = full.copy()
+        elif whole.any():
             masked, todo = full.copy(), np.flatnonzero(~whole)
-            masked[todo] = self._masked_scores(faces[todo], bits[todo])
-        after = as_score(masked)
+            masked[:, todo] = self._masked_scores(faces[todo], bits[todo])
+        else:
+            masked = self._masked_scores(faces, bits)
+        before, after = as_score(full), as_score(masked)
         return Outcome(self.reward(before, after, kept).float(), before, after, kept)
 
     def reward_bound(self, full: Score) -> Tensor:
@@ -239,29 +238,28 @@ class RegionSelection:
         Scored again, in other batches, they would differ in the last digit of a float.
         """
         self._follow_scorer()
-        known = np.flatnonzero(self._full_version == self.scorer.version)
-        full = vars(as_score(self._full[known]))
+        known = np.flatnonzero(~np.isnan(self._full[0]))
+        full = vars(as_score(self._full[:, known]))
         masked = self._masked.state_dict()
         return {"calls": self.calls, "faces": torch.from_numpy(known), **full, "masked": masked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`, with the scorer that it was taken with."""
         faces, self.calls = state["faces"].numpy(), state["calls"]
-        self._full[faces] = as_array(Score(*(state[field] for field in FIELDS)))
-        self._full_version[:] = -1
-        self._full_version[faces] = self.scorer.version
+        self._full[:] = np.nan
+        self._full[:, faces] = as_array(Score(*(state[field] for field in FIELDS)))
         self._masked.load_state_dict(state["masked"])
-        self._masked_version = self.scorer.version
+        self._version = self.scorer.version
 
     def _follow_scorer(self) -> None:
-        """Forget what an older version of the scorer said of masks."""
-        if self._masked_version != self.scorer.version:
+        """Forget what an older version of the scorer said."""
+        if self._version != self.scorer.version:
+            self._full[:] = np.nan
             self._masked.clear()
-            self._masked_version = self.scorer.version
+            self._version = self.scorer.version
 
     def _masked_scores(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Scores of faces `(N,)` under masks `(N, K)` bool, remembered or new."""
-        self._follow_scorer()
+        """Scores `(4, N)` of faces `(N,)` under masks `(N, K)` bool, remembered or new."""
         keys = self._masked.keys(faces, masks)
         slots = self._masked.slots(keys)
         ordered = np.sort(slots)
@@ -271,7 +269,7 @@ class RegionSelection:
         axis = 0 if keys.shape[1] > 1 else None
         _, rows, where = np.unique(keys, axis=axis, return_index=True, return_inverse=True)
         scores = self._distinct_scores(faces[rows], masks[rows], keys[rows], slots[rows])
-        return scores[where.reshape(-1)]
+        return scores[:, where.reshape(-1)]
 
     def _distinct_scores(
         self, faces: np.ndarray, masks: np.ndarray, keys: np.ndarray, slots: np.ndarray
@@ -281,7 +279,7 @@ class RegionSelection:
         if known.any():
             new = np.flatnonzero(~known)
             if len(new):
-                scores[new] = self._score_new(faces[new], masks[new], keys[new], slots[new])
+                scores[:, new] = self._score_new(faces[new], masks[new], keys[new], slots[new])
             return scores
         return self._score_new(faces, masks, keys, slots)
 
@@ -289,12 +287,13 @@ class RegionSelection:
         self, faces: np.ndarray, masks: np.ndarray, keys: np.ndarray, slots: np.ndarray
     ) -> np.ndarray:
         self.calls += len(faces)
-        scores = np.empty(len(faces), SCORE)
+        targets = torch.from_numpy(self._targets[faces])
+        parts = []
         for start in range(0, len(faces), _BATCH):
             part = slice(start, start + _BATCH)
-            indices, targets = torch.from_numpy(faces[part]), self._targets[faces[part]]
-            images = self.apply(indices, torch.from_numpy(masks[part]))
-            as_array(self.scorer.score(images, torch.from_numpy(targets)), scores[part])
+            images = self._apply(faces[part], masks[part])
+            parts.append(as_array(self.scorer.score(images, targets[part])))
+        scores = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
         self._masked.add(keys, slots, scores)
         return scores
 

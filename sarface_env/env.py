@@ -222,6 +222,8 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         self.observation_space = _batched(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._decided: list[np.ndarray] | None = None
+        self._everyone = np.ones(num_envs, bool)
+        self._everyone.flags.writeable = False  # it is in every info
 
     def reset(
         self,
@@ -247,8 +249,7 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         reward, final = self.episodes.decide(actions)
         if self.render_mode is not None:
             self._decided = self._frames()
-        everyone = np.ones(self.num_envs, bool)
-        final_obs = self._obs
+        everyone, final_obs = self._everyone, self._obs
         info = self._masked(self.episodes.begin())
         info |= {
             "final_obs": final_obs,
@@ -276,8 +277,7 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's vector form of an info: every key with a flag for each environment."""
-        everyone = np.ones(self.num_envs, bool)
-        return info | {f"_{key}": everyone for key in info}
+        return info | {f"_{key}": self._everyone for key in info}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame an environment: the last decisions, or, before any, the faces shown."""

@@ -13,6 +13,7 @@ from sarface_env.core import RegionSelection
 from sarface_env.hashing import GOLDEN, mix
 
 CHANNELS = {"regions": 1, "parsing": 1, "image": 3}  # of the parts of an observation
+_AHEAD = 64  # steps whose faces are drawn at once
 
 
 class Episodes:
@@ -47,9 +48,11 @@ class Episodes:
         self.observation_space = spaces.Box(0, 255, (channels, *self.shape), np.uint8)
         self.action_space = spaces.MultiBinary(core.bits)
         self.keys = np.zeros(num_envs, np.uint64)
-        self.count = np.zeros(num_envs, np.uint64)
+        self.count = np.zeros(num_envs, np.uint64)  # faces drawn, those of `_ahead` as well
+        self._ahead: list[np.ndarray] = []
         self.indices: Tensor | None = None
         self.masks: Tensor | None = None
+        self._info: dict[str, Any] = {}
 
     def seed(self, seeds: list[int | None]) -> None:
         """Start the stream of faces of every environment from its seed."""
@@ -57,6 +60,7 @@ class Episodes:
             generator, _ = seeding.np_random(seed)
             self.keys[i] = generator.integers(2**63)
         self.count[:] = 0
+        self._ahead = []
 
     def begin(self, index: Any = None) -> dict[str, Any]:
         """Show the next faces, or the given ones; returns the info of a reset.
@@ -66,9 +70,7 @@ class Episodes:
         """
         n = len(self.core)
         if index is None:
-            drawn = mix(self.keys + self.count * GOLDEN) % np.uint64(n)
-            self.count += np.uint64(1)
-            chosen = drawn.astype(np.int64)
+            chosen = self._draw()
         else:
             chosen = np.asarray(index)
             if chosen.ndim == 0:
@@ -79,23 +81,37 @@ class Episodes:
                 )
             if chosen.min() < 0 or chosen.max() >= n:
                 raise ValueError(f"options['index'] must lie in 0..{n - 1}, got {index!r}")
-        self.indices = torch.from_numpy(chosen.astype(np.int64))
-        self.masks = None
+            chosen = chosen.astype(np.int64)
+        self._show(chosen)
         return self.info()
+
+    def _draw(self) -> np.ndarray:
+        """The next face of every environment's stream, `(N,)`; many steps are hashed at once."""
+        if not self._ahead:
+            count = self.count + np.arange(_AHEAD, dtype=np.uint64)[:, None]
+            drawn = mix(self.keys + count * GOLDEN) % np.uint64(len(self.core))
+            self._ahead = list(drawn[::-1].astype(np.int64))
+            self.count += np.uint64(_AHEAD)
+        return self._ahead.pop()
+
+    def _show(self, faces: np.ndarray) -> None:
+        self.indices, self.masks = torch.from_numpy(faces), None
+        self._info = {
+            "index": faces,
+            "label": self._labels[faces],
+            "action_mask": self.core.present(self.indices).numpy(),
+        }
 
     def info(self) -> dict[str, Any]:
         """Which faces are shown, `(N,)`, their labels, and which regions they have, `(N, K)`."""
-        assert self.indices is not None
-        return {
-            "index": self.indices.numpy().copy(),
-            "label": self._labels[self.indices.numpy()],
-            "action_mask": self.core.present(self.indices).numpy(),
-        }
+        return {key: value.copy() for key, value in self._info.items()}
 
     def observe(self) -> np.ndarray:
         """What the agent sees of the faces shown: uint8 `(N, C, h, w)`, freshly allocated."""
         assert self.indices is not None
         faces, whole = self.core.faces, self.obs_size is None
+        if self.observation == "regions" and whole:
+            return self.core.regions(self.indices).unsqueeze(1).numpy()
         obs = torch.empty(
             (self.num_envs, *self.observation_space.shape),
             dtype=torch.uint8,
@@ -150,7 +166,7 @@ class Episodes:
         """Everything random or in progress, as plain numbers."""
         return {
             "keys": self.keys.tolist(),
-            "count": self.count.tolist(),
+            "count": (self.count - np.uint64(len(self._ahead))).tolist(),
             "indices": None if self.indices is None else self.indices.tolist(),
         }
 
@@ -159,5 +175,7 @@ class Episodes:
         self.keys = np.array(state["keys"], np.uint64)
         self.count = np.array(state["count"], np.uint64)
         indices = state["indices"]
-        self.indices = None if indices is None else torch.tensor(indices)
-        self.masks = None
+        self._ahead = []
+        self.indices = self.masks = None
+        if indices is not None:
+            self._show(np.array(indices, np.int64))

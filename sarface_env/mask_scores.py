@@ -9,21 +9,18 @@ from sarface_env.scorers import Score
 
 _HALF = np.uint64(32)
 FIELDS = ("correct", "margin_correct", "margin", "contrast")
-SCORE = np.dtype(list(zip(FIELDS, (np.bool_, np.bool_, np.float32, np.float32), strict=True)))
-"""A `Score` of one image, for arrays of them."""
+"""Of a `Score`; the first two are flags."""
 
 
-def as_array(score: Score, out: np.ndarray | None = None) -> np.ndarray:
-    """A `Score` of N images as `(N,)` of type `SCORE`, in `out` if it is given."""
-    array = np.empty(len(score.margin), SCORE) if out is None else out
-    for field in FIELDS:
-        array[field] = getattr(score, field).cpu().numpy()
-    return array
+def as_array(score: Score) -> np.ndarray:
+    """A `Score` of N images as float32 `(4, N)`, one row a field; flags are 0 and 1."""
+    return torch.stack([getattr(score, field).float() for field in FIELDS]).cpu().numpy()
 
 
 def as_score(array: np.ndarray) -> Score:
-    """The `Score` in an array of type `SCORE`."""
-    return Score(*(torch.from_numpy(array[field].copy()) for field in FIELDS))
+    """The `Score` in `as_array`'s form, which it may share memory with."""
+    flags, numbers = torch.from_numpy(array[:2].astype(np.bool_)), torch.from_numpy(array[2:])
+    return Score(*flags.unbind(), *numbers.unbind())
 
 
 class MaskScores:
@@ -49,8 +46,8 @@ class MaskScores:
     def clear(self) -> None:
         """Forget everything."""
         # Untouched pages of zeros take no memory.
-        self._keys = np.zeros((self.size, self._words), np.int64)
-        self._scores = np.zeros(self.size, SCORE)
+        # Key and score side by side, four numbers of 32 bits: one look-up finds both.
+        self._table = np.zeros((self.size, self._words + 2), np.int64)
 
     def keys(self, faces: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """One row a pair of face `(N,)` and mask `(N, K)` bool: int64 `(N, W)`."""
@@ -73,20 +70,26 @@ class MaskScores:
         return state >> self._shift
 
     def find(self, keys: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which keys `(N, W)` are known, `(N,)` bool, and what is in their slots, known or not."""
-        return (self._keys[slots] == keys).all(1), self._scores[slots]
+        """Which keys `(N, W)` are known, `(N,)` bool, and the scores in their slots, `(4, N)`."""
+        found = self._table[slots]
+        return (found[:, : self._words] == keys).all(1), self._scores(found)
 
     def add(self, keys: np.ndarray, slots: np.ndarray, scores: np.ndarray) -> None:
-        """Remember the scores `(N,)` of keys `(N, W)`, all different, in their slots."""
-        # Of two keys with one slot the last stays, in both tables.
-        self._keys[slots] = keys
-        self._scores[slots] = scores
+        """Remember the scores `(4, N)` of keys `(N, W)`, all different, in their slots."""
+        entries = np.empty((len(keys), self._words + 2), np.int64)
+        entries[:, : self._words] = keys
+        self._scores(entries)[:] = scores
+        self._table[slots] = entries
+
+    def _scores(self, entries: np.ndarray) -> np.ndarray:
+        """The scores, `(4, N)`, in entries `(N, W + 2)` of the table."""
+        return entries[:, self._words :].view(np.float32).T
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is remembered, as tensors."""
-        used = self._keys[:, 0].nonzero()[0]
-        keys = torch.from_numpy(self._keys[used])
-        return {"keys": keys, **vars(as_score(self._scores[used]))}
+        used = self._table[self._table[:, 0] != 0]
+        keys = torch.from_numpy(used[:, : self._words].copy())
+        return {"keys": keys, **vars(as_score(self._scores(used)))}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict()`."""

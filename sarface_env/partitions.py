@@ -74,18 +74,23 @@ class Partition(ABC):
 
     def keep_pixels(self, regions: Tensor, masks: Tensor) -> Tensor:
         """Pixels kept `(N, H, W)` bool of region maps `(N, H, W)` under keep bits `(N, K)` bool."""
-        return self.keep_bytes(regions, masks).bool()
+        return self.keep_bytes(regions, masks.bool().cpu().numpy()).bool()
 
-    def keep_bytes(self, regions: Tensor, masks: Tensor) -> Tensor:
+    def keep_bytes(self, regions: Tensor, masks: np.ndarray) -> Tensor:
         """`keep_pixels` as uint8 `(N, H, W)`: 255 where a pixel is kept, else 0."""
         if self._packing is None:
-            bits = self.region_bits(masks).to(regions.device).view(torch.uint8).neg_()
+            bits = (
+                self.region_bits(torch.from_numpy(masks))
+                .to(regions.device)
+                .view(torch.uint8)
+                .neg_()
+            )
             return bits.gather(1, regions.flatten(1).long()).view(regions.shape)
         # What a face loses in one number. Shifted by the region of the pixel, its bit is the sign,
         # which fills all others on the way back: no look-up in memory. Shifted by more bits than
         # there are, as by regions that are always kept, it is zero.
         first, weights = self._packing
-        packed = torch.from_numpy(~masks.cpu().numpy() @ weights).to(regions.device)
+        packed = torch.from_numpy(~masks @ weights).to(regions.device)
         keep = regions - first  # wraps around
         shifted = keep.to(packed.dtype)
         torch.bitwise_left_shift(packed[:, None, None], shifted, out=shifted)

@@ -52,5 +52,5 @@ class RegionDropout:
             uniform: random numbers in [0, 1), `(N, columns)`.
         """
         masks = random_masks(uniform, self.probability, self.most)
-        keep = self.partition.keep_bytes(self.partition(parsing), masks)
+        keep = self.partition.keep_bytes(self.partition(parsing), masks.cpu().numpy())
         return self._fill(images.clone(), keep, self.mean_colour)

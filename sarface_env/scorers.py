@@ -81,7 +81,7 @@ def margin_score(
         penalise: what the margin makes of target cosines `(N,)`; None for no margin.
     """
     # Behind a network every operation finds a cold cache: few of them are what is fast here.
-    index = targets[:, None]
+    index = targets.unsqueeze(1)
     target = cosines.gather(1, index).squeeze(1)
     best_other = cosines.scatter_(1, index, -2.0).amax(1)
     margin = (target if penalise is None else penalise(target)) - best_other
@@ -120,11 +120,10 @@ class _RecognizerScorer:
         self.precision = self._engine.precision  # measured once
         self.version += 1
 
-    @torch.no_grad()
     def score(self, images: Tensor, targets: Tensor) -> Score:
         """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
         if len(images) <= self.batch_size:
-            embedding, norm = self._engine(images)
+            embedding, norm = self._engine(images)  # without gradients, as all weights here are
             return self._judge(embedding, norm.squeeze(1), targets.to(self.device))
         parts = []
         batches = (tensor.split(self.batch_size) for tensor in (images, targets))

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from sarface_env import SARFaceVectorEnv
-from sarface_env.mask_scores import MaskScores, as_array
+from sarface_env.mask_scores import FIELDS, MaskScores, as_array
 from sarface_env.scorers import Score
 from tests.toys import ToyScorer, toy_faces
+
+MARGIN_CORRECT, MARGIN = FIELDS.index("margin_correct"), FIELDS.index("margin")
 
 
 def scores(margin):
@@ -38,11 +40,11 @@ def test_it_remembers_the_latest_of_what_does_not_fit():
         known, found = table.find(keys, slots)
         for i in np.flatnonzero(known):
             hits += 1
-            assert found["margin"][i] == everything[tuple(keys[i])]
-            assert found["margin_correct"][i] == (found["margin"][i] > 2)
+            assert found[MARGIN, i] == everything[tuple(keys[i])]
+            assert found[MARGIN_CORRECT, i] == (found[MARGIN, i] > 2)
         new = scores(step + np.arange(16))
         table.add(keys, slots, new)
-        everything |= {tuple(k): float(m) for k, m in zip(keys, new["margin"], strict=True)}
+        everything |= {tuple(k): float(m) for k, m in zip(keys, new[MARGIN], strict=True)}
     assert hits > 100
     copy = MaskScores(1000, 12, size=64)
     copy.load_state_dict(table.state_dict())
@@ -50,7 +52,7 @@ def test_it_remembers_the_latest_of_what_does_not_fit():
     again, same = copy.find(keys, slots)
     np.testing.assert_array_equal(known, again)
     assert known.sum() > 8  # the others lost their slots to later ones
-    np.testing.assert_array_equal(found[known], same[known])
+    np.testing.assert_array_equal(found[:, known], same[:, known])
 
 
 def test_a_mask_is_scored_once_until_the_scorer_changes():

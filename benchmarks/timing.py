@@ -44,8 +44,9 @@ def interleaved(
     seconds: float,
     least: int = 5,
     clock: Callable[[], float] = time.perf_counter,
+    seed: int = 0,
 ) -> dict[str, Timing]:
-    """Time contenders in turn, after one call of each that is not timed.
+    """Time contenders in turn, in another order every round, each right after an untimed call.
 
     Args:
         contenders: by name, what to call and how many items one call deals with. A call that
@@ -53,13 +54,19 @@ def interleaved(
         seconds: go on with further rounds until so much time has passed.
         least: rounds at any rate.
         clock: tells the time.
+        seed: of the orders.
     """
     spent: dict[str, list[float]] = {name: [] for name in contenders}
+    random = np.random.default_rng(seed)
     for call, _ in contenders.values():
         call()
     begin = clock()
     while clock() - begin < seconds or len(next(iter(spent.values()))) < least:
-        for name, (call, _) in contenders.items():
+        # What ran before decides what the caches hold, so a fixed order would favour some. The
+        # untimed call brings everyone into its own steady state, as it is in use.
+        for name in random.permutation(list(contenders)):
+            call, _ = contenders[name]
+            call()
             start = clock()
             own = call()
             spent[name].append(own if isinstance(own, float) else clock() - start)

@@ -81,11 +81,16 @@ def test_contenders_take_turns():
         return call, 3
 
     timings = interleaved(
-        {"a": contender("a", 1.0), "b": contender("b", 2.0, own=0.5)}, 10, 2, lambda: now[0]
+        {"a": contender("a", 1.0), "b": contender("b", 2.0, own=0.5)}, 40, 2, lambda: now[0]
     )
-    assert "".join(calls) == "ab" * 5  # one round that is not timed, then 3 + 3 + 3 + 3 >= 10
-    np.testing.assert_array_equal(timings["a"].seconds, [1] * 4)
-    np.testing.assert_array_equal(timings["b"].seconds, [0.5] * 4)
+    # Once each to begin with, then rounds of 2 * (1 + 2) seconds: two calls of each, the first of
+    # which is not timed, in an order that changes.
+    assert "".join(calls[:2]) == "ab"
+    rounds = {"".join(calls[i : i + 4]) for i in range(2, len(calls), 4)}
+    assert rounds == {"aabb", "bbaa"}
+    assert len(calls) == 2 + 4 * 7
+    np.testing.assert_array_equal(timings["a"].seconds, [1] * 7)
+    np.testing.assert_array_equal(timings["b"].seconds, [0.5] * 7)
 
 
 def test_sections_are_reported_and_drawn(tmp_path, capsys):

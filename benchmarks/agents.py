@@ -42,14 +42,6 @@ VARIANTS = {
         reward="margin",
         length=8 / 3,
     ),
-    # As far as it goes: more pictures, and time for them.
-    "gain, long": Variant(
-        "gain",
-        {"masks": 12, "around": 0.7, "augment": True, "floor": 1.0},
-        reward="margin",
-        length=16 / 3,
-        env={"pictures": 120},
-    ),
     "ppo": Variant("ppo", reward="flip+margin", length=3),
     "maskable_ppo": Variant("maskable_ppo", reward="flip+margin", length=3),
 }
@@ -62,8 +54,7 @@ class Options:
 
     agents: list[str] = field(default_factory=lambda: list(VARIANTS))
     """Which agents: `sarface` (the published rule with its reward), `reinforce`,
-    `reinforce, per bit` (with that baseline), `grpo`, `gain`, `gain, long` (three times the
-    pictures, twice the faces), `ppo`, `maskable_ppo`."""
+    `reinforce, per bit` (with that baseline), `grpo`, `gain`, `ppo`, `maskable_ppo`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Training seeds."""
     runs: str = "runs/agents"

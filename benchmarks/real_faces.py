@@ -73,21 +73,22 @@ class Options:
     """Train recognizer and agent in turn, and the controls."""
     train: list[str] = field(
         default_factory=lambda: [
-            *("--agent", "gain", "--partition", "sarface24xgrid4x4", "--reward", "contrast"),
-            *("--gain.floor", "1", "--gain.threshold", "0.02", "--gain.kin", "0.6"),
-            *("--obs_size", "60", "--steps", "4608", "--validate_every", "1536"),
+            *("--agent", "value", "--partition", "grid10x10", "--reward", "contrast"),
+            *("--observation", "regions+parsing+image", "--obs_size", "60", "--coverings", "8"),
+            *("--value.depth", "3", "--value.augment", "true"),
+            *("--steps", "8192", "--validate_every", "1024"),
             *("--best_by", "reward", "--val_faces", "468"),
         ]
     )
     """Options of `train_agent.py` for every agent."""
-    single: list[str] = field(default_factory=lambda: ["--steps", "3072"])
+    single: list[str] = field(default_factory=lambda: ["--steps", "4096", "--coverings", "3"])
     """Further options of agents for one kind of occlusion: there is less to learn."""
     holes: list[str] = field(
         default_factory=lambda: [
             *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
             *("--alternating.masks", "random", "--alternating.head", "none"),
             *("--alternating.mix", "0.85", "--alternating.policy_steps", "0"),
-            *("--alternating.rounds", "1", "--alternating.recognizer_steps", "500"),
+            *("--alternating.rounds", "1", "--alternating.recognizer_steps", "1500"),
             *("--alternating.batch_size", "32", "--alternating.lr", "2e-4"),
             *("--alternating.decay", "true"),
         ]
@@ -122,6 +123,7 @@ class Options:
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
             self.train = [*self.train, "--steps", "512", "--validate_every", "512"]
+            self.train += ["--coverings", "1", "--value.masks", "4"]
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]
             self.turns = [*self.turns, *few, "--alternating.policy_steps", "64"]
@@ -147,8 +149,7 @@ def make_all(options: Options) -> None:
     for kind in options.trained:
         for seed in options.seeds:
             make_run(options, f"{kind}-{seed}", training_command(options, kind, str(seed)))
-    # The last agents: by validation the best of the mixture may be the untrained one, keep-all.
-    general = [str(options.runs / f"mixed-{seed}" / "last") for seed in options.seeds]
+    general = [str(options.runs / f"mixed-{seed}") for seed in options.seeds]
     for kind in options.judged:
         special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
         agents = [*(special if kind in options.trained[1:] else []), *general]
@@ -162,7 +163,7 @@ def make_all(options: Options) -> None:
         chosen = ["--split", "val", "--partition", partition]
         judge(options, f"partition-{partition}", "mixed", ["keep-all", *ORACLES], chosen, [0])
     for fill in options.fills:
-        chosen = ["--split", "val", "--fill", fill, "--partition", "sarface24xgrid4x4"]
+        chosen = ["--split", "val", "--fill", fill, "--partition", "grid10x10"]
         judge(options, f"fill-{fill}", "mixed", ["keep-all", *ORACLES], chosen, [0])
     if options.alternate:
         together = []

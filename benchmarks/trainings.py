@@ -33,19 +33,17 @@ class Variant:
         reward: that it learns from; None for the reward of `TrainOptions`.
         length: of the training, as a multiple of that asked for, because agents differ in what a
             face costs them.
-        env: what else differs in the environment.
     """
 
     agent: str
     options: dict[str, Any] = field(default_factory=dict)
     reward: str | None = None
     length: float = 1.0
-    env: dict[str, Any] = field(default_factory=dict)
 
     def fill_in(self, options: TrainOptions, seed: int) -> TrainOptions:
         """The options of a training of this variant."""
         own = replace(getattr(options, self.agent), **self.options)
-        env = replace(options.env, reward=self.reward or options.env.reward, **self.env)
+        env = replace(options.env, reward=self.reward or options.env.reward)
         steps = round(options.steps * self.length)
         every = max(1, round(options.validate_every * self.length))
         changed = {"agent": self.agent, self.agent: own, "env": env, "seed": seed, "resume": True}

@@ -132,7 +132,6 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     `gym.make("SARFace-v0", partition="grid7x7", reward="margin", split="test")`.
     - `dataset`: `faceworld` (the embedded synthetic world), the path of photographs (a folder of
       `NAME/*.jpg`, LFW's form, a RecordIO set or a `.lst`), or a `FaceSet`.
-    - `pictures` a person in the training split of `faceworld`, 40 by default.
     - `split`: `train`, `val` or `test`; `folds`: which folds of `pairs.txt` they are (`1-5/6/7`).
     - `recognizer`: `faceworld`, `resnet29`, a file of weights, or a `Scorer`. Photographs are
       judged among the people of the split, each known by the mean of the other images.

@@ -34,9 +34,6 @@ class EnvOptions:
     split: str = "train"
     """Which part of the data set: `train`, `val` or `test`. Splits of photographs share no
     person."""
-    pictures: int | None = None
-    """Pictures of each person in the training split of `faceworld`, 40 by default. Long trainings
-    gain from more, which take a minute or two to draw, once."""
     folds: str = ""
     """Which folds of pairs.txt are train/val/test, such as `1-5/6/7`; by default people are split
     70/15/15 % by a hash of their names."""
@@ -91,11 +88,6 @@ class EnvOptions:
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"unknown precision {self.precision!r}; there are {', '.join(get_args(Precision))}"
-            )
-        if self.pictures is not None and (self.pictures < 1 or self.dataset != "faceworld"):
-            raise ValueError(
-                f"pictures are drawn for the dataset faceworld, 1 or more a person; got "
-                f"{self.pictures} for {self.dataset!r}"
             )
         if self.coverings < 1:
             raise ValueError(f"coverings must be at least 1, got {self.coverings}")
@@ -204,7 +196,7 @@ def _resolve(options: EnvOptions, parse: bool) -> tuple[FaceSet, Scorer]:
         raise ValueError("occlusion and folds are for photographs: give their path as dataset")
     faces = options.dataset
     if isinstance(faces, str):
-        faces = _faceworld(options.split, options.pictures if options.split == "train" else None)
+        faces = _faceworld(options.split)
     elif faces.parsing is not None and len(faces):
         # Now, and not when an episode comes across it.
         wrong = (faces.parsing.flatten(1).amax(1) >= len(CELEBA19)).nonzero().flatten().tolist()

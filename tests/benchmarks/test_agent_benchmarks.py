@@ -86,7 +86,7 @@ def test_agents_from_trainings_to_figure_also_when_killed(monkeypatch, capsys):
 
 def test_tuning_gives_all_agents_as_many_configurations(capsys):
     assert len({len(candidates) for candidates in tuning.CANDIDATES.values()}) == 1
-    assert set(tuning.CANDIDATES) == set(agents.VARIANTS) - {"gain, long"}
+    assert set(tuning.CANDIDATES) == set(agents.VARIANTS)
     tuning.main(["--agents", '["grpo", "maskable_ppo"]', *TINY, "--train.steps", "16"])
     payload = read("tuning")
     for name in ("grpo", "maskable_ppo"):

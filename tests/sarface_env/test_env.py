@@ -11,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from recognizer.data.faces import FaceSet
 from sarface_env import SARFaceEnv, SARFaceVectorEnv
 from sarface_env.fills import make_fill
 from tests.toys import ToyScorer, toy_faces
@@ -27,6 +28,7 @@ CONFIGURATIONS = [
     {"partition": "celeba19", "reward": "margin", "fill": "zero"},
     {"partition": "grid7x7", "reward": "patchdrop", "fill": "blur", "observation": "image"},
     {"observation": "regions+image", "obs_size": 37, "reward": "flip+0.5*margin"},
+    {"partition": "grid3x3", "observation": "regions+parsing+image", "obs_size": 37},
     {"partition": "sarface24xgrid2x2", "fill": "inpaint"},
 ]
 
@@ -45,6 +47,27 @@ def test_make_vec_gives_the_batched_class():
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_parts_of_an_observation_are_the_maps_and_the_image(size):
+    options = toys(partition="grid3x3", obs_size=size)
+    env = SARFaceVectorEnv(3, **options, observation="regions+parsing+image")
+    obs, info = env.reset(seed=0)
+    regions, image = (
+        SARFaceVectorEnv(3, **options, observation=part).reset(seed=0)[0]
+        for part in ("regions", "image")
+    )
+    assert obs.shape[1] == 5
+    assert (obs[:, :1] == regions).all()
+    assert (obs[:, 2:] == image).all()
+    parsing = FACES.parsing[info["index"]].numpy()
+    step = parsing.shape[1] // obs.shape[2]
+    centre = step // 2  # of the pixels that a smaller one stands for
+    assert (obs[:, 1] == parsing[:, centre::step, centre::step]).all()
+    bare = FaceSet(FACES.images, FACES.labels, FACES.names)
+    with pytest.raises(ValueError, match="shows parsing maps; the faces have none"):
+        SARFaceEnv(**options | {"dataset": bare}, observation="regions+parsing+image")
 
 
 def random_actions(env, steps, seed):

@@ -30,7 +30,8 @@ class GainOptions:
     """Share of the masks that differ from the policy's own by one block, once it has one; the
     others drop blocks of the full face."""
     own: float = 0.0
-    """Share of those that are the policy's own mask as it is: whether it is as good as believed."""
+    """Share of the masks around the policy's own that are just that one: it may not be as good as
+    believed."""
     block: float = 0.7
     """Side of the largest block, as a share of the face's."""
     kin: float = 0.0
@@ -48,7 +49,8 @@ class GainOptions:
     width: int = 24
     """Channels of the policy network's first layer."""
     depth: int = 0
-    """Further layers of it, each seeing twice as far as the last: for what covers real faces."""
+    """Further layers of the policy network, each seeing twice as far as the last: for what covers
+    real faces."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this length."""
 

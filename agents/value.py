@@ -123,10 +123,10 @@ class Value(Gain):
         value = features.new_zeros(len(obs))
         tried = self._rectangles(obs) if self.layout.regions else dropped[:, None]
         one = torch.eye(self.layout.bits, dtype=torch.bool, device=obs.device)
-        for _ in range(1 + _FLIPS):
+        for changed in range(1 + _FLIPS):
             best = self.policy.values(features, share, tried).max(1)
             better = best.values > value
-            if not better.any() and tried.shape[1] == self.layout.bits:
+            if changed and not better.any():
                 break
             dropped = torch.where(better[:, None], tried[rows, best.indices], dropped)
             value = torch.where(better, best.values, value)

@@ -305,7 +305,7 @@ def step_parts(setup: Setup, batches: list[int], seconds: float) -> Results:
         with ExitStack() as stack:
             for part, owner, method in (
                 ("recognizer", core.scorer, "score"),
-                ("masking", core, "apply"),
+                ("masking", core, "_apply"),
                 ("observations", env.episodes, "observe"),
             ):
                 spent[part].append(0.0)

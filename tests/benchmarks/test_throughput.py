@@ -97,6 +97,7 @@ def test_sections_are_reported_and_drawn(tmp_path, capsys):
     parts = step_parts(SETUP, [1, 4], 0.1)
     for row in parts.values():
         shares = [row[p] for p in ("recognizer", "masking", "observations", "rest")]
+        assert min(shares[:3]) > 0
         assert sum(shares) == pytest.approx(row["step"])
     throughput.report("parts of a step, tiny", parts)
     assert "recognizer us" in capsys.readouterr().out

@@ -120,18 +120,22 @@ def load_photographs(options: Photographs) -> FaceSet:
 
 
 def pairs_of(path: str | Path) -> PairSet:
-    """The pairs of a folder in LFW's form; those that name absent images are logged, once.
+    """The pairs of a folder in LFW's form, without those that name absent images.
+
+    Those are told with whatever else is wrong with the folder, by `load_photographs`.
 
     Raises:
         FileNotFoundError: no `pairs.txt`.
     """
     file = Path(path) / PAIRS
-    return _read_once(file, stamp_of([file], file.parent) if file.is_file() else "")
+    if not file.is_file():
+        raise FileNotFoundError(f"folds need a {PAIRS} in {file.parent}")
+    return _read_once(file, stamp_of([file], file.parent))
 
 
 @functools.cache
 def _read_once(file: Path, stamp: str) -> PairSet:
-    return read_pairs(file, on_error="skip")
+    return read_pairs(file, on_error="collect")
 
 
 def pairs_among(path: str | Path, folds: Sequence[int], files: list[str]) -> tuple[PairSet, int]:
@@ -215,12 +219,14 @@ def _choose(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
     report = []
     if options.folds:
         folds = parse_folds(options.folds)
-        fold = fold_of_people(source)
+        pairs = pairs_of(source.root)
+        fold = fold_of_people(source, pairs)
         if absent := sorted(set(folds[options.split]) - set(fold.tolist())):
             raise ValueError(
                 f"{source.root / PAIRS} has the folds 1 to {fold.max()}, there is no {absent[0]}"
             )
         chosen &= np.isin(fold, folds[options.split])
+        report += _pairs_listed(pairs)
         report += _people_listed("are in no fold", source, enough & (fold == 0))
         few = ~enough & np.isin(fold, folds[options.split])
     else:
@@ -240,7 +246,14 @@ def _of_pairs(source: FaceSource, options: Photographs) -> tuple[np.ndarray, lis
     """Which images the pairs of some folds are of, bool `(N,)`, and what is wrong with pairs."""
     every = pairs_of(source.root)
     names = set(_names(every.only_folds([fold - 1 for fold in options.pairs])))
-    return np.array([file in names for file in source.files], bool), []
+    return np.array([file in names for file in source.files], bool), _pairs_listed(every)
+
+
+def _pairs_listed(pairs: PairSet) -> list[str]:
+    problems = pairs.problems
+    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    told = "; ".join([*problems[:10], *more])
+    return [f"{len(problems)} pairs or images of {PAIRS} are left out: {told}"] if told else []
 
 
 def _people_listed(what: str, source: FaceSource, people: np.ndarray) -> list[str]:

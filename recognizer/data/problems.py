@@ -1,9 +1,9 @@
 """Bad data is told in one list, or skipped and counted."""
 
 import logging
-from typing import Literal
+from typing import Literal, get_args
 
-OnError = Literal["raise", "skip"]
+OnError = Literal["raise", "skip", "collect"]
 _SHOWN = 20
 _log = logging.getLogger(__name__)
 
@@ -17,12 +17,13 @@ class Problems:
 
     Args:
         on_error: `"raise"` to raise one `DataError` for everything, `"skip"` to leave the bad
-            entries out, log how many they are and keep them in `found`.
+            entries out, log how many they are and keep them in `found`, `"collect"` to do that but
+            leave the telling to the caller, who has a list of its own.
     """
 
     def __init__(self, on_error: OnError = "raise") -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error is one of {get_args(OnError)}, not {on_error!r}")
         self.on_error = on_error
         self.found: list[str] = []
 
@@ -31,12 +32,12 @@ class Problems:
         self.found.append(str(problem))
 
     def settle(self, what: str) -> list[str]:
-        """Raise everything found in one error, or log its count; returns what was found.
+        """Raise everything found in one error, or log it; returns what was found.
 
         Raises:
             DataError: Something was found and `on_error` is `"raise"`.
         """
-        if self.found:
+        if self.found and self.on_error != "collect":
             lines = [f"  {problem}" for problem in self.found[:_SHOWN]]
             if len(self.found) > _SHOWN:
                 lines.append(f"  ... and {len(self.found) - _SHOWN} more")

@@ -9,7 +9,7 @@ import numpy as np
 from recognizer.data.face_records import FaceRecords
 from recognizer.data.folder import FaceFolder, read_folder, read_list
 from recognizer.data.problems import DataError
-from recognizer.data.verification_sets import read_pairs
+from recognizer.data.verification_sets import PairSet
 
 PAIRS = "pairs.txt"
 
@@ -87,19 +87,15 @@ def stamp_of(paths: list[Path], root: Path) -> str:
     return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
-def fold_of_people(source: FaceSource) -> np.ndarray:
-    """Fold of every person by LFW's `pairs.txt`, counted from 1; 0 for those in no pair.
+def fold_of_people(source: FaceSource, pairs: PairSet) -> np.ndarray:
+    """Fold of every person by the pairs of `pairs.txt`, counted from 1; 0 for those in no pair.
 
     Returns:
-        int64 `(C,)`. Pairs that name absent images are logged and left out.
+        int64 `(C,)`.
 
     Raises:
-        FileNotFoundError: no `pairs.txt` beside the images.
         DataError: people in two folds, which could then be in two splits.
     """
-    if not (source.root / PAIRS).is_file():
-        raise FileNotFoundError(f"folds need a {PAIRS} in {source.root}")
-    pairs = read_pairs(source.root / PAIRS, on_error="skip")
     assert pairs.people is not None
     number = {name: i for i, name in enumerate(source.names)}
     known = np.array([number.get(name, -1) for name in pairs.people], np.int64)

@@ -98,7 +98,7 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "2", "--alternating.policy_steps", "2048"),
-            *("--alternating.recognizer_steps", "125", "--alternating.batch_size", "32"),
+            *("--alternating.recognizer_steps", "64", "--alternating.batch_size", "32"),
             *("--alternating.head", "none", "--alternating.lr", "2e-4"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
         ]

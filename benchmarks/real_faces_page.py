@@ -36,6 +36,9 @@ with as many recognizer calls as a training; `oracle-occluder` drops exactly wha
 *Recovered* is the gain over keep-all as a share of what `oracle-occluder` gains. Rows of several
 seeds are means over training seeds. Intervals are 95 %, from 1,000 bootstrap samples of people, and
 paired for differences.
+
+Pictures of faces before and after, one for every table, are written beside the runs (`--examples`
+in the commands). They show people, so they are not kept here.
 """
 KINDS = {
     "mixed": "Any occluder or none, one policy for everything",

@@ -176,6 +176,7 @@ def mean_over_seeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "name": f"{name}, {len(members)} seeds",
             "seeds": len(members),
             "result": mean_result([member["result"] for member in members]),
+            "full": mean_result([member["full"] for member in members]),
             "dropped": mean_dropped([member["dropped"] for member in members]),
             "seconds": sum(member["seconds"] for member in members),
         }
@@ -280,7 +281,8 @@ class Bench:
         else:
             judge, env = self.main, self.base
             if name == "clean":
-                return {"name": name, "judge": judge, "result": judge.clean()}
+                found = judge.clean()
+                return {"name": name, "judge": judge, "result": found, "full": judge.full}
             what, _, partition = name.partition("@")
             env = replace(env, partition=partition or env.partition)
             keep = self._baselines(env)[what]()
@@ -294,6 +296,7 @@ class Bench:
             "fill": env.fill,
             "judge": judge,
             "result": judge.masked(keep, env.fill, name),
+            "full": judge.full,
             "dropped": dropped(self.data, keep),
         }
 
@@ -384,7 +387,7 @@ class Bench:
         rows = []
         for result in results:
             judge: Judge = result["judge"]
-            own = judge.full
+            own = result["full"]
             row = result | judge.summary(result["result"])
             row["full"] = judge.summary(own)["metrics"] | {"rank1": own["right"].mean()}
             against = {"keep-all": full, "full": own}

@@ -180,6 +180,7 @@ def test_seeds_are_averaged(folder, weights):
     results = [judge.full, judge.masked(nothing, "mean", "")]
     runs = [
         {"name": f"a-{i}", "run": True, "seconds": 1, "result": r, "dropped": {"kept": 1 - i}}
+        | {"full": results[1 - i]}  # runs may bring recognizers of their own
         for i, r in enumerate(results)
     ]
     (mean,) = policies.mean_over_seeds([*runs, {**runs[0], "name": "b-0"}])
@@ -187,6 +188,7 @@ def test_seeds_are_averaged(folder, weights):
     found = mean["result"]["verification"]
     one, other = (result["verification"] for result in results)
     assert found.metrics["accuracy"] == pytest.approx((one.metrics["accuracy"] + 0.5) / 2)
+    assert mean["full"]["verification"].metrics["accuracy"] == found.metrics["accuracy"]
     both = (one.samples["accuracy"] + other.samples["accuracy"]) / 2
     expected = np.percentile(both, [2.5, 97.5])
     assert list(found.intervals["accuracy"]) == pytest.approx(list(expected))

@@ -50,12 +50,12 @@ def locate(source: FaceSource, rows: np.ndarray, parser: Parser, progress: bool 
     Images that cannot be read, are tiny or show no face that the parser sees are left out.
     """
     sizes, unusable = _sizes(source, rows)
-    report = _listed("cannot be used", unusable)
+    report = listed("images cannot be used", unusable)
     rows, sizes = rows[sizes[:, 0] > 0], sizes[sizes[:, 0] > 0]
     points, known, file = _landmarks(source, rows, sizes)
     if file is not None:
         without = [source.files[i] for i in rows[~known]]
-        report += _listed(f"without usable points in {file.name}; they are parsed", without)
+        report += listed(f"images without usable points in {file.name}; they are parsed", without)
     elif len(rows) and (sizes == ARCFACE_112.size).all():
         points[:], known[:] = ARCFACE_112.resized(ARCFACE_112.size), True
         aligned = "112x112, taken to be aligned to ArcFace's template"
@@ -68,13 +68,14 @@ def locate(source: FaceSource, rows: np.ndarray, parser: Parser, progress: bool 
         how.append(f"{int(seen.sum())} aligned by points from the parsing, {parts}")
         known[todo] = seen
         absent = [source.files[i] for i in rows[~known]]
-        report += _listed(f"show no face that the parser {parser.name} sees", absent)
+        report += listed(f"images show no face that the parser {parser.name} sees", absent)
     return Located(rows[known], points[known], "; ".join(how), report)
 
 
-def _listed(what: str, names: Sequence[str], shown: int = 10) -> list[str]:
+def listed(what: str, names: Sequence[str], shown: int = 10) -> list[str]:
+    """A line of a report: how many there are, of what, and the first of them; none without any."""
     more = [f"and {len(names) - shown} more"] if len(names) > shown else []
-    return [f"{len(names)} images {what}: {'; '.join([*names[:shown], *more])}"] if names else []
+    return [f"{len(names)} {what}: {'; '.join([*names[:shown], *more])}"] if names else []
 
 
 def _sizes(source: FaceSource, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -23,7 +23,7 @@ from recognizer.data.occlusion import OCCLUSIONS, kinds_drawn, occlude
 from recognizer.data.source import PAIRS, FaceSource, fold_of_people, open_source, stamp_of
 from recognizer.data.verification_sets import PairSet, read_pairs
 from recognizer.memory import keep_freed_memory
-from sarface_env.locating import decode_each, locate
+from sarface_env.locating import decode_each, listed, locate
 from segmenter import CLASSES, Parser, load_parser
 from segmenter.cache import parse_cached
 from segmenter.data import split_names
@@ -33,6 +33,7 @@ KINDS = ("clean", *OCCLUSIONS)
 _VERSION = 2  # of what is made of a photograph: raise it when that changes
 _BATCH = 512
 _log = logging.getLogger(__name__)
+_BAD_PAIRS = f"pairs or images of {PAIRS} are left out"
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def _choose(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
                 f"{source.root / PAIRS} has the folds 1 to {fold.max()}, there is no {absent[0]}"
             )
         chosen &= np.isin(fold, folds[options.split])
-        report += _pairs_listed(pairs)
+        report += listed(_BAD_PAIRS, pairs.problems)
         report += _people_listed("are in no fold", source, enough & (fold == 0))
         few = ~enough & np.isin(fold, folds[options.split])
     else:
@@ -246,14 +247,8 @@ def _of_pairs(source: FaceSource, options: Photographs) -> tuple[np.ndarray, lis
     """Which images the pairs of some folds are of, bool `(N,)`, and what is wrong with pairs."""
     every = pairs_of(source.root)
     names = set(_names(every.only_folds([fold - 1 for fold in options.pairs])))
-    return np.array([file in names for file in source.files], bool), _pairs_listed(every)
-
-
-def _pairs_listed(pairs: PairSet) -> list[str]:
-    problems = pairs.problems
-    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-    told = "; ".join([*problems[:10], *more])
-    return [f"{len(problems)} pairs or images of {PAIRS} are left out: {told}"] if told else []
+    wanted = np.array([file in names for file in source.files], bool)
+    return wanted, listed(_BAD_PAIRS, every.problems)
 
 
 def _people_listed(what: str, source: FaceSource, people: np.ndarray) -> list[str]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recognizer.data.face_records import Dialect, Face, FaceRecords, write_face_records
 from recognizer.data.folder import list_entries, read_folder, read_list
 from recognizer.data.images import decode_image, image_size
-from recognizer.data.problems import DataError, OnError, Problems
+from recognizer.data.problems import DataError, Problems, Told
 from recognizer.data.recordio_writer import partial_name, refuse_to_overwrite
 from recognizer.data.verification_sets import read_bin, read_pair_set, read_pairs, write_bin
 
@@ -29,7 +29,7 @@ def folder_to_records(
     dialect: Dialect = "insightface",
     aligned_labels: bool = False,
     min_images: int = 1,
-    on_error: OnError = "raise",
+    on_error: Told = "raise",
     overwrite: bool = False,
 ) -> int:
     """Pack a folder of images into RecordIO.
@@ -61,7 +61,7 @@ def folder_to_records(
     return write_face_records(path, written, size, dialect, aligned_labels, overwrite)
 
 
-def records_to_folder(source: Path, target: Path, on_error: OnError = "raise") -> int:
+def records_to_folder(source: Path, target: Path, on_error: Told = "raise") -> int:
     """Unpack RecordIO into a folder of images.
 
     Files are called as in the .lst beside the .rec file, or CLASS/CLASS_KEY without one.
@@ -100,7 +100,7 @@ def records_to_folder(source: Path, target: Path, on_error: OnError = "raise") -
 
 
 def bin_to_folder(
-    source: Path, target: Path, folds: int | None = None, on_error: OnError = "raise"
+    source: Path, target: Path, folds: int | None = None, on_error: Told = "raise"
 ) -> int:
     """Unpack a .bin verification set into images/ and pairs.txt.
 
@@ -155,7 +155,7 @@ def folder_to_bin(
     source: Path,
     target: Path,
     root: Path | None = None,
-    on_error: OnError = "raise",
+    on_error: Told = "raise",
     overwrite: bool = False,
 ) -> int:
     """Pack a folder with pairs.txt into a .bin verification set.

@@ -3,7 +3,8 @@
 import logging
 from typing import Literal, get_args
 
-OnError = Literal["raise", "skip", "collect"]
+Told = Literal["raise", "skip"]
+OnError = Literal[Told, "collect"]
 _SHOWN = 20
 _log = logging.getLogger(__name__)
 

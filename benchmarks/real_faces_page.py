@@ -308,12 +308,17 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
     figure = Figure(figsize=(10, len(kinds) * (0.22 * rows + 0.8)), layout="constrained")
     axes = figure.subplots(len(kinds), 2, squeeze=False, width_ratios=(3, 2))
     for (bars, scatter), kind in zip(axes, kinds, strict=True):
+        means = {
+            row["name"].partition(", ")[0] for row in found[kind]["policies"] if "seeds" in row
+        }
         for place, row in enumerate(found[kind]["policies"]):
             mean = 100 * row["metrics"]["accuracy"]
             low, high = (100 * v for v in row["intervals_95"]["accuracy"])
             colour = "tab:orange" if row.get("run") else "tab:blue"
             error = [[mean - low], [high - mean]]
             bars.errorbar(mean, place, xerr=error, fmt="o", ms=4, color=colour)
+            if re.sub(r"-\d+", "", row["name"]) in means and "seeds" not in row:
+                continue  # the mean stands for it: too many points in one place
             kept = 100 * row.get("dropped", {}).get("kept", 1)
             scatter.plot(kept, mean, "o", ms=4, color=colour)
             at = (3, 2 if place % 2 else -8)  # numbers of neighbours apart

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recognizer.data.align import similarity_transform, warp_picture
 from recognizer.data.chips import LANDMARKS, template_of
-from recognizer.data.disk_cache import cache_folder, new_folder
+from recognizer.data.disk_cache import cache_folder, make_once
 from recognizer.data.faces import FaceSet
 from recognizer.data.occlusion import OCCLUSIONS, kinds_drawn, occlude
 from recognizer.data.source import PAIRS, FaceSource, fold_of_people, open_source, stamp_of
@@ -107,10 +107,7 @@ def load_photographs(options: Photographs) -> FaceSet:
             del recipe[name]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"photographs-{options.split}-{digest}"
-    made = not folder.is_dir()
-    if made:
-        with new_folder(folder) as unfinished:
-            _make(source, parser, options, unfinished)
+    made = make_once(folder, lambda unfinished: _make(source, parser, options, unfinished))
     about = json.loads((folder / "faces.json").read_text())
     faces = _read(folder, about)
     name = f"{Path(options.path).resolve().name}, {_part(options)}"

@@ -3,9 +3,10 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def cache_folder() -> Path:
@@ -14,20 +15,29 @@ def cache_folder() -> Path:
     return Path(root).expanduser()
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that gets its name when it is complete: an unfinished one is never mistaken for it.
+def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
+    """Have a folder made unless it is there; says whether it was made now.
 
-    When another process made the same folder meanwhile, that one stays.
+    It gets its name when it is complete: an unfinished one is never mistaken for it. Another
+    process that wants the same folder waits for it, and what one that was killed left behind is
+    removed.
+
+    Args:
+        folder: where it shall be.
+        make: writes its files into the folder it is given.
     """
+    if folder.is_dir():
+        return False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield unfinished
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.is_dir():
+            return False
+        for left in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
+            make(unfinished)
             unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return True

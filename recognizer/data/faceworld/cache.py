@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from recognizer.data.disk_cache import cache_folder, new_folder
+from recognizer.data.disk_cache import cache_folder, make_once
 from recognizer.data.faceworld.canvas import SIZE
 from recognizer.data.faceworld.render import (
     NUISANCES,
@@ -61,10 +61,12 @@ def faceworld_arrays(
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"faceworld-{split}-{digest}"
-    if not folder.is_dir():
-        with new_folder(folder) as unfinished:
-            (unfinished / "recipe.json").write_text(json.dumps(recipe, indent=1))
-            _draw(unfinished, identities * images_per_identity, f"drawing {split} faces", workers)
+
+    def make(unfinished: Path) -> None:
+        (unfinished / "recipe.json").write_text(json.dumps(recipe, indent=1))
+        _draw(unfinished, identities * images_per_identity, f"drawing {split} faces", workers)
+
+    make_once(folder, make)
     # copy-on-write, because torch has no read-only tensors
     return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
 

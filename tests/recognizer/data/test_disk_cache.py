@@ -1,0 +1,39 @@
+"""Folders of the cache: made once, whole, whoever asks and whoever was killed."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from recognizer.data.disk_cache import make_once
+
+
+def test_a_folder_is_made_once_however_many_want_it(tmp_path):
+    calls = []
+
+    def make(folder):
+        calls.append(folder)
+        (folder / "file").write_text("whole")
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: make_once(tmp_path / "cache" / "faces", make), range(8)))
+    assert len(calls) == sum(made) == 1
+    assert (tmp_path / "cache" / "faces" / "file").read_text() == "whole"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = tmp_path / ".faces-killed"
+    left.mkdir()
+    (left / "half").write_text("half")
+    assert make_once(tmp_path / "faces", lambda folder: (folder / "file").write_text("whole"))
+    assert not left.exists()
+    assert [path.name for path in (tmp_path / "faces").iterdir()] == ["file"]
+
+
+def test_what_fails_leaves_no_folder(tmp_path):
+    def make(folder):
+        (folder / "half").write_text("half")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        make_once(tmp_path / "faces", make)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -20,6 +20,7 @@ from agents.evaluation import METRICS, Predicts, Result, evaluate, table
 from agents.gain import GainOptions
 from agents.grpo import GrpoOptions
 from agents.ppo_options import PpoOptions
+from agents.preference import PreferenceOptions
 from agents.registry import AGENTS, check_agent, load_agent, make_agent
 from agents.reinforce import ReinforceOptions
 from agents.report import policy_figure
@@ -102,6 +103,8 @@ class TrainOptions:
     """Regression of what dropping each region gains."""
     value: ValueOptions = field(default_factory=ValueOptions)
     """Regression of what whole masks gain."""
+    preference: PreferenceOptions = field(default_factory=PreferenceOptions)
+    """Comparisons of masks along a hill climb."""
     ppo: PpoOptions = field(default_factory=PpoOptions)
     """Stable-Baselines3's PPO."""
     maskable_ppo: PpoOptions = field(default_factory=PpoOptions)

@@ -24,6 +24,7 @@ AGENTS = {
     "grpo": "agents.grpo:Grpo",
     "gain": "agents.gain:Gain",
     "value": "agents.value:Value",
+    "preference": "agents.preference:Preference",
     "ppo": "agents.ppo:Ppo",
     "maskable_ppo": "agents.ppo:MaskablePpo",
 }

@@ -41,6 +41,10 @@ ALTERNATING = {
     "random-masks": ["--alternating.policy_steps", "0", "--alternating.masks", "random"],
     "unmasked": ["--alternating.policy_steps", "0", "--alternating.mix", "0"],
 }
+_PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
+_PREFERENCE += ["--validate_every", "512"]
+_VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
+_VALUE += ["--validate_every", "1024"]
 
 
 @dataclass
@@ -73,16 +77,22 @@ class Options:
     """Train recognizer and agent in turn, and the controls."""
     train: list[str] = field(
         default_factory=lambda: [
-            *("--agent", "value", "--partition", "grid10x10", "--reward", "contrast"),
-            *("--observation", "regions+parsing+image", "--obs_size", "60", "--coverings", "8"),
-            *("--value.depth", "3", "--value.augment", "true"),
-            *("--steps", "8192", "--validate_every", "1024"),
-            *("--best_by", "reward", "--val_faces", "468"),
+            *("--partition", "grid10x10", "--reward", "contrast", "--obs_size", "60"),
+            *("--observation", "regions+parsing+image", "--best_by", "reward"),
+            *("--val_faces", "468"),
         ]
     )
     """Options of `train_agent.py` for every agent."""
-    single: list[str] = field(default_factory=lambda: ["--steps", "4096", "--coverings", "3"])
-    """Further options of agents for one kind of occlusion: there is less to learn."""
+    recipes: dict[str, list[str]] = field(
+        default_factory=lambda: {
+            "mixed": [*_PREFERENCE, "--steps", "5120", "--coverings", "8"],
+            "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
+            "mask": [*_VALUE, "--steps", "4096", "--coverings", "3"],
+            "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
+            "turns": [*_VALUE, "--steps", "8192", "--coverings", "8"],
+        }
+    )
+    """Further options by what covers the faces, and of training in turn."""
     holes: list[str] = field(
         default_factory=lambda: [
             *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
@@ -122,13 +132,14 @@ class Options:
             self.seeds, self.trained, self.judged = self.seeds[:1], ["mixed"], ["mixed", "clean"]
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
-            self.train = [*self.train, "--steps", "512", "--validate_every", "512"]
-            self.train += ["--coverings", "1", "--value.masks", "4"]
+            less = ["--steps", "512", "--validate_every", "512", "--coverings", "1"]
+            less += ["--value.masks", "4", "--preference.masks", "8"]
+            self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]
             self.turns = [*self.turns, *few, "--alternating.policy_steps", "64"]
             self.turns += ["--val_faces", "20"]
-            self.fixed_calls, self.single = min(self.fixed_calls, 600), []
+            self.fixed_calls = min(self.fixed_calls, 600)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -178,14 +189,22 @@ def make_all(options: Options) -> None:
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one agent."""
-    further = [] if kind == "mixed" else options.single
     where = _where(options, kind, used_to_holes(options))
-    return [*where, "--seed", seed, *options.train, *further]
+    return [*where, "--seed", seed, *options.train, *options.recipes[kind]]
 
 
 def alternating_command(options: Options, name: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one of `ALTERNATING`."""
-    argv = [*training_command(options, "mixed", seed), "--alternate", "true"]
+    where = _where(options, "mixed", used_to_holes(options))
+    argv = [
+        *where,
+        "--seed",
+        seed,
+        *options.train,
+        *options.recipes["turns"],
+        "--alternate",
+        "true",
+    ]
     return [*argv, *options.turns, *ALTERNATING[name]]
 
 

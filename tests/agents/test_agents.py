@@ -26,6 +26,7 @@ WAYS = [
     ("grpo", {"std": False, "kl": 0.001, "group": 4}),
     ("gain", {}),
     ("value", {}),
+    ("preference", {"masks": 12}),
     ("sarface", {}),
     ("ppo", {}),
     ("maskable_ppo", {}),

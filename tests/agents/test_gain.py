@@ -33,7 +33,7 @@ def test_blocks_of_kin_hold_one_family_and_the_others_mix_them():
         agent = make_agent("gain", make_env(12, partition="sarface24xgrid4x4"), {"kin": kin})
         obs = torch.from_numpy(np.array(agent.env.reset(seed=0)[0]))
         names = np.array(agent.layout.families)
-        blocks = agent._blocks(obs, 8).numpy()
+        blocks = agent._blocks(obs, 8, 0.7).numpy()
         found = {len(set(names[block])) for block in blocks.reshape(-1, len(names))}
         assert found >= families if kin == 0 else found == families
 

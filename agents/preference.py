@@ -1,0 +1,111 @@
+"""Learns from comparisons: with or without this block, which way is the face recognized better?"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agents.tried_masks import TriedMasks, TriedMasksOptions
+
+_GIVE_BACK = 0.4  # share of the blocks that are given back, once something is dropped
+_SMALL = 0.6  # every other block is at most this part of the largest
+
+
+@dataclass
+class PreferenceOptions(TriedMasksOptions):
+    """Options of learning from comparisons."""
+
+    masks: int = 32
+    """Masks tried on every face, one after another: recognizer calls a step, besides the full
+    image's. Where only all of an occluder is worth dropping, few do not get that far."""
+    epochs: int = 10
+    """Gradient steps for every batch of faces, on average, each on as many remembered faces."""
+    collect: float = 0.6
+    """Share of the training that only tries masks. What is tried does not depend on the network,
+    and a network that learned from few faces for long has learned them by heart."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.collect < 1:
+            raise ValueError(f"collect must lie in [0, 1), got {self.collect}")
+
+
+class Preference(TriedMasks):
+    """Learns which of two masks a face is recognized better by.
+
+    On every training face a hill climb begins with the full face: one random block after another is
+    dropped or given back, and what earns more stays. Every such comparison is one of masks a and b;
+    the network's keep logits are to say how it ended. By the policy's own log-probabilities,
+
+        log p(a) - log p(b) = sum of the logits of what a keeps and b drops, less those of the
+        reverse,
+
+    and the loss is the logistic one of this difference: the model of Bradley and Terry (1952), as
+    in direct preference optimization (Rafailov et al., 2023, arXiv 2305.18290) without a reference
+    policy. How much was gained plays no part, so faces that gain or lose much do not drown others.
+    Later blocks meet faces whose occluder is partly gone already, when the rest of it is worth
+    dropping too; but as a sum over regions, it cannot learn what helps only all together.
+
+    Args:
+        env, options, seed, device: see `TriedMasks`.
+    """
+
+    name = "preference"
+    Options: ClassVar[Any] = PreferenceOptions
+
+    def __init__(
+        self, env: Any, options: PreferenceOptions | None = None, seed: int = 0, device: str = "cpu"
+    ):
+        super().__init__(env, PreferenceOptions() if options is None else options, seed, device)
+        # Until it has learned something, the policy keeps everything.
+        torch.nn.init.constant_(self.policy.out.bias, 0.1)
+
+    def _update(self, progress: float) -> dict[str, float]:
+        learned = (progress - self.options.collect) / (1 - self.options.collect)
+        self._anneal(max(0.0, learned))
+        obs = torch.as_tensor(self._obs)
+        change, gain, reward = self._climb(obs, self._present())
+        self._memory.append((obs, change, gain))
+        metrics = {"charts/episodic_return": float(reward.mean())}
+        if learned >= 0:
+            for _ in range(round(self.options.epochs / (1 - self.options.collect))):
+                loss, norm = self._fit(*self._remembered(len(obs)))
+            metrics |= {"losses/policy_loss": loss, "losses/grad_norm": norm}
+        self._next_faces()
+        return metrics
+
+    def _climb(self, obs: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Climb from the full faces, by blocks.
+
+        Returns:
+            What every block changed `(N, M, K)` int8, 1 where it gave back and -1 where it dropped;
+            what that gained `(N, M)`; and the reward of the masks found `(N,)`.
+        """
+        n, m = len(obs), self.options.masks
+        best = torch.ones_like(present)
+        reward = self._evaluate(best)
+        blocks = self._blocks(obs, m, self.options.block)
+        blocks[:, ::2] = self._blocks(obs, m - m // 2, self.options.block * _SMALL)
+        changes, gains = [], []
+        for block in blocks.unbind(1):
+            give_back = torch.rand((n, 1), generator=self.generator) < _GIVE_BACK
+            give_back &= ~best.all(1, keepdim=True)  # nothing can be given back to a full face
+            tried = torch.where(block, give_back, best) | ~present
+            gained = self._evaluate(tried) - reward
+            changes.append(tried.to(torch.int8) - best.to(torch.int8))
+            gains.append(gained)
+            better = gained > 0
+            best = torch.where(better[:, None], tried, best)
+            reward = torch.where(better, reward + gained, reward)
+        return torch.stack(changes, 1), torch.stack(gains, 1), reward
+
+    def _fit(self, obs: Tensor, change: Tensor, gain: Tensor) -> tuple[float, float]:
+        """One gradient step on faces `(N, ...)` and their comparisons, as of `_climb`."""
+        change, gain = change.to(self.device).float(), gain.to(self.device)
+        logits = (change * self.policy(self._shown(obs))[:, None]).sum(2)
+        losses = F.binary_cross_entropy_with_logits(logits, (gain > 0).float(), reduction="none")
+        told = gain != 0
+        loss = (losses * told).sum() / told.sum().clamp_min(1)
+        return self._step(loss, {"obs": obs, "change": change, "gain": gain})

@@ -91,8 +91,9 @@ class TrainOptions:
     """The environment to train in."""
     agent: str = "reinforce"
     """Which agent: `reinforce`, `sarface` (the published rule), `grpo`, `gain` (regression of what
-    dropping regions gains), `value` (of what whole masks gain), `ppo`, `maskable_ppo` (the last two
-    from Stable-Baselines3), or one that another package adds."""
+    dropping regions gains), `value` (of what whole masks gain), `preference` (comparisons of masks
+    along a hill climb), `ppo`, `maskable_ppo` (the last two from Stable-Baselines3), or one that
+    another package adds."""
     reinforce: ReinforceOptions = field(default_factory=ReinforceOptions)
     """REINFORCE with a choice of baselines."""
     sarface: SarfaceOptions = field(default_factory=SarfaceOptions)

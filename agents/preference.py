@@ -58,9 +58,9 @@ class Preference(TriedMasks):
     def __init__(
         self, env: Any, options: PreferenceOptions | None = None, seed: int = 0, device: str = "cpu"
     ):
-        super().__init__(env, PreferenceOptions() if options is None else options, seed, device)
-        # Until it has learned something, the policy keeps everything.
-        torch.nn.init.constant_(self.policy.out.bias, 0.1)
+        options = PreferenceOptions() if options is None else options
+        # More than 0.5: until it has learned something, the policy keeps everything.
+        super().__init__(env, options, seed, device, keep=0.525)
 
     def _update(self, progress: float) -> dict[str, float]:
         learned = (progress - self.options.collect) / (1 - self.options.collect)

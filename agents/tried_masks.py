@@ -59,10 +59,11 @@ class TriedMasks(UpdatingAgent):
         options: learning rate, what is tried, and network.
         seed: of the network's weights, of what is tried and of the environment.
         device: of the network.
+        keep: probability with which every region is kept before training.
     """
 
-    def __init__(self, env: Any, options: Any, seed: int = 0, device: str = "cpu"):
-        super().__init__(env, options, seed, device, keep=0.5)
+    def __init__(self, env: Any, options: Any, seed: int, device: str, keep: float = 0.5):
+        super().__init__(env, options, seed, device, keep)
         # One entry a batch of faces: tensors whose rows are faces, observations first.
         self._memory: list[tuple[Tensor, ...]] = []
 

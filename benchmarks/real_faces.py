@@ -45,6 +45,8 @@ _PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference
 _PREFERENCE += ["--validate_every", "512"]
 _VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
 _VALUE += ["--validate_every", "1024"]
+# Its cells end where a mask ends, as far as the parser sees that.
+_PARSED = ["--partition", "sarface24xgrid4x4"]
 
 
 @dataclass
@@ -85,14 +87,13 @@ class Options:
     """Options of `train_agent.py` for every agent."""
     recipes: dict[str, list[str]] = field(
         default_factory=lambda: {
-            "mixed": [*_PREFERENCE, "--steps", "5120", "--coverings", "8"],
+            "mixed": [*_VALUE, "--steps", "8192", "--coverings", "8"],
             "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
-            "mask": [*_VALUE, "--steps", "4096", "--coverings", "3"],
+            "mask": [*_PREFERENCE, "--steps", "3072", "--coverings", "3", *_PARSED],
             "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
-            "turns": [*_VALUE, "--steps", "8192", "--coverings", "8"],
         }
     )
-    """Further options by what covers the faces, and of training in turn."""
+    """Further options by what covers the faces; for what is not named, those of the mixture."""
     holes: list[str] = field(
         default_factory=lambda: [
             *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
@@ -189,22 +190,14 @@ def make_all(options: Options) -> None:
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one agent."""
+    recipe = options.recipes.get(kind, options.recipes["mixed"])
     where = _where(options, kind, used_to_holes(options))
-    return [*where, "--seed", seed, *options.train, *options.recipes[kind]]
+    return [*where, "--seed", seed, *options.train, *recipe]
 
 
 def alternating_command(options: Options, name: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one of `ALTERNATING`."""
-    where = _where(options, "mixed", used_to_holes(options))
-    argv = [
-        *where,
-        "--seed",
-        seed,
-        *options.train,
-        *options.recipes["turns"],
-        "--alternate",
-        "true",
-    ]
+    argv = [*training_command(options, "mixed", seed), "--alternate", "true"]
     return [*argv, *options.turns, *ALTERNATING[name]]
 
 

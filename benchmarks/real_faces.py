@@ -261,7 +261,10 @@ def judge(
     argv += ["--examples", str(options.runs / f"{name}.png")]
     path = options.results / f"{name}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if done.get("arguments") == argv:
+    # Agents that were trained again meanwhile are judged again.
+    agents = [file for name in names for file in Path(name).rglob("agent.safetensors")]
+    changed = any(file.stat().st_mtime > path.stat().st_mtime for file in agents if done)
+    if done.get("arguments") == argv and not changed:
         return
     _log.info("judging %s", name)
     start = time.monotonic()

@@ -1,6 +1,8 @@
 """`python -m benchmarks.real_faces`: every step runs, none twice, and the page tells of it."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -55,7 +57,13 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     for module, name in ((real_faces, "train"), (real_faces, "train_in_turn"), (policies, "run")):
         monkeypatch.setattr(module, name, never)
     real_faces.make_all(options)
-    # Other options: judged again.
+    # Other options, or another agent: judged again.
     options.fixed_calls = 31
+    with pytest.raises(AssertionError, match="made twice"):
+        real_faces.make_all(options)
+    options.fixed_calls = 30
+    agent = options.runs / "mixed-0" / "best" / "agent.safetensors"
+    now = time.time()
+    os.utime(agent, (now, now + 60))
     with pytest.raises(AssertionError, match="made twice"):
         real_faces.make_all(options)

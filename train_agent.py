@@ -16,6 +16,7 @@ import sarface_env  # noqa: F401  (registers SARFace-v0)
 from agents.agent import Agent, DivergedError
 from agents.alternating import AlternatingOptions, Alternation
 from agents.baselines import DropAll, ExhaustiveOracle, FixedMask, GreedyOracle, KeepAll, Random
+from agents.confident import second_looks
 from agents.evaluation import METRICS, Predicts, Result, evaluate, table
 from agents.gain import GainOptions
 from agents.grpo import GrpoOptions
@@ -371,6 +372,7 @@ def compare(agent: Agent, options: TrainOptions) -> list[Result]:
         Random(env, options.seed),
         FixedMask(env, fixed.mask),
         agent,
+        *second_looks(env, agent),
         GreedyOracle(env),
     ]
     # 2^K masks a face: minutes with the small recognizer of the embedded world, else hours.

@@ -115,7 +115,8 @@ def evaluate(policy: Predicts, env: Any, indices: np.ndarray, name: str = "") ->
 
 def table(results: list[Result]) -> str:
     """A text table: every metric with its 95 % interval, in percent but for the reward."""
-    lines = [f"{'policy':<18}" + "".join(f"{metric:>23}" for metric in METRICS)]
+    width = max(len("policy"), *(len(result.name) for result in results))
+    lines = [f"{'policy':<{width}}" + "".join(f"{metric:>23}" for metric in METRICS)]
     for result in results:
         cells = []
         for metric in METRICS:
@@ -125,5 +126,5 @@ def table(results: list[Result]) -> str:
                 f"{scale * result.mean(metric):.{digits}f} "
                 f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
             )
-        lines.append(f"{result.name:<18}" + "".join(f"{cell:>23}" for cell in cells))
+        lines.append(f"{result.name:<{width}}" + "".join(f"{cell:>23}" for cell in cells))
     return "\n".join(lines)

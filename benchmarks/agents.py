@@ -16,7 +16,15 @@ import numpy as np
 from benchmarks import common
 from benchmarks.common import environment, print_table, write_results
 from benchmarks.seeds import first_reached, interval, iqm, summary
-from benchmarks.trainings import Variant, references, run_folder, share, stored, trained
+from benchmarks.trainings import (
+    Variant,
+    further_looks,
+    references,
+    run_folder,
+    share,
+    stored,
+    trained,
+)
 from recognizer.cli import parse_options
 from train_agent import TrainOptions
 
@@ -105,7 +113,9 @@ def run(options: Options) -> dict[str, list[dict[str, Any]]]:
         folder = run_folder(options.runs, name, seed)
         print(f"{name}, seed {seed}", flush=True)
         train = VARIANTS[name].fill_in(options.train, seed)
-        results.setdefault(name, []).append(trained(train, folder))
+        result = trained(train, folder)
+        result["looks"] = further_looks(train, folder)
+        results.setdefault(name, []).append(result)
     return results
 
 
@@ -137,6 +147,15 @@ def summarise(base: dict[str, Any], results: dict[str, list[dict[str, Any]]]) ->
             "to 90 % of the final gain": dict(
                 zip(COLUMNS, (first_reached(column, y, target) for column in x.T), strict=True)
             ),
+            "further looks": {
+                look: {
+                    "margin-correct": summary(rates := _looks(runs, look, "margin-correct")),
+                    "correct": summary(_looks(runs, look, "correct")),
+                    "gap closed": summary((rates - keep) / (oracle - keep)),
+                    "calls": float(_looks(runs, look, "calls").mean()),
+                }
+                for look in runs[0]["looks"]
+            },
             "in all": dict(zip(COLUMNS, x[-1].tolist(), strict=True)),
             "curve": np.column_stack([x, y])[:: max(1, len(y) // 40)].round(4).tolist(),
         }
@@ -149,6 +168,9 @@ def summarise(base: dict[str, Any], results: dict[str, list[dict[str, Any]]]) ->
         "gap closed": "share of the gap in margin-correct rate from keep-all to the exhaustive "
         "oracle, on test faces, of the agent with the best validation score of its training",
         "regret": "mean flip reward of the exhaustive oracle less the agent's, on test faces",
+        "further looks": "of agents.confident: the mask, of some, with which the recognizer is "
+        "surest of whom it sees; `calls` are recognizer calls a face, one or two of them to score "
+        "the decision",
         "to 90 % of the final gain": "where the interquartile mean of the validation scores is "
         "first 90 % of the way from keep-all to its last value",
         "fewer calls than published": "calls of the published rule to this part of its best gain "
@@ -157,6 +179,10 @@ def summarise(base: dict[str, Any], results: dict[str, list[dict[str, Any]]]) ->
         "validation scores",
     }
     return {"about": about, "references": base, "agents": agents}
+
+
+def _looks(runs: list[dict[str, Any]], look: str, what: str) -> np.ndarray:
+    return np.array([run["looks"][look][what] for run in runs])
 
 
 def _curve(runs: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +261,18 @@ def report(payload: dict[str, Any]) -> None:
         )
     heads = ["policy", "margin-correct %", "gap closed %", "regret", "beats fixed"]
     print_table([*heads, "calls to 90 %", "calls", "x fewer than published"], rows)
-    print("\ninterquartile means [95 % bootstrap intervals] over seeds, on test faces")
+    print("\ninterquartile means [95 % bootstrap intervals] over seeds, on test faces\n")
+    rows = []
+    for name, agent in payload["agents"].items():
+        for look, found in agent["further looks"].items():
+            margin, gap = found["margin-correct"], found["gap closed"]
+            rows.append(
+                [name, look, f"{found['calls']:.1f}", _percent(margin["iqm"], margin["interval"])]
+                + [_percent(gap["iqm"], gap["interval"])]
+            )
+    print_table(
+        ["agent", "further looks", "calls a face", "margin-correct %", "gap closed %"], rows
+    )
 
 
 def _percent(mean: float, bounds: list[float]) -> str:
@@ -272,6 +309,14 @@ def draw(payload: dict[str, Any], results: dict[str, list[dict[str, Any]]], path
     for row, gap in enumerate(gaps):
         bars.plot(100 * np.array(gap["interval"]), [row, row], color="black", lw=1.5)
         bars.plot(100 * np.array(gap["seeds"]), [row] * len(gap["seeds"]), "k.", ms=4)
+    for look, marker in zip(payload["agents"][names[0]]["further looks"], "|d1^", strict=False):
+        closed = [
+            100 * payload["agents"][name]["further looks"][look]["gap closed"]["iqm"]
+            for name in names
+        ]
+        style = {"color": "black", "ls": "", "marker": marker, "mfc": "white", "ms": 7}
+        bars.plot(closed, range(len(names)), **style, label=look)
+    bars.legend(fontsize=7, loc="lower right")
     policies = base["policies"]
     keep, fixed, best = (
         policies[name]["margin-correct"]["mean"]

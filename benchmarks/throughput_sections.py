@@ -125,7 +125,8 @@ def agreement(setup: Setup, faces: int) -> Results:
         ours = core.evaluate(rows, masks).masked
         with torch.no_grad():
             embedding, norm = recognizer.embed(core.apply(rows, masks))
-            eager = scorer._judge(embedding, norm.flatten(), labels)
+            cosines = scorer._cosines(embedding, labels)
+            eager = scorer._judge(cosines, norm.flatten(), labels)
         results[precision] = {
             "flags that differ": int((ours.correct != eager.correct).sum())
             + int((ours.margin_correct != eager.margin_correct).sum()),

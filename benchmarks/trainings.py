@@ -14,7 +14,9 @@ import numpy as np
 
 import train_agent
 from agents.baselines import DropAll, ExhaustiveOracle, FixedMask, GreedyOracle, KeepAll
+from agents.confident import second_looks
 from agents.evaluation import METRICS, Predicts, Result, evaluate
+from agents.registry import load_agent
 from agents.validation import Validation
 from benchmarks.common import environment
 from recognizer.runs import prepare_run, write_json
@@ -102,6 +104,26 @@ def trained(options: TrainOptions, folder: Path) -> dict[str, Any]:
     # Hundreds of megabytes, of agents that remember faces.
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
+
+
+def further_looks(options: TrainOptions, folder: Path) -> dict[str, dict[str, float]]:
+    """What `second_looks` make of a run's best agent on held-out faces.
+
+    Returns:
+        By policy, the means of METRICS, and `calls`: recognizer calls a face to decide, with those
+        that score the decision.
+    """
+
+    def make() -> dict[str, dict[str, float]]:
+        env, faces = held_out(options)
+        agent = load_agent(folder / "best" / "agent.safetensors", env)
+        results = [evaluate(policy, env, faces) for policy in second_looks(env, agent)]
+        return {
+            r.name: {m: r.mean(m) for m in METRICS} | {"calls": r.calls / len(faces)}
+            for r in results
+        }
+
+    return stored(folder / "looks.json", make)
 
 
 def held_out(options: TrainOptions) -> tuple[Any, np.ndarray]:

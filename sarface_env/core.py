@@ -223,6 +223,30 @@ class RegionSelection:
         before, after = as_score(full), as_score(masked)
         return Outcome(self.reward(before, after, kept).float(), before, after, kept)
 
+    def confidence(self, indices: Tensor, masks: Tensor) -> Tensor:
+        """How sure the recognizer is of the faces `(N,)` under masks `(N, G, K)`: `(N, G)`.
+
+        It says nothing of who they are; see `MarginScorer.confidence`. Masks that treat every
+        region present alike are asked once; nothing is remembered.
+
+        Raises:
+            TypeError: the scorer does not know how sure it is.
+        """
+        if not hasattr(self.scorer, "confidence"):
+            raise TypeError(f"{type(self.scorer).__name__} has no confidence(images, targets)")
+        n, g, k = masks.shape
+        faces = indices.repeat_interleave(g)
+        bits = masks.reshape(-1, k).bool() | ~self.present(faces)
+        pairs = torch.cat([faces[:, None], bits], 1)
+        pairs, where = pairs.unique(dim=0, return_inverse=True)
+        self.calls += len(pairs)
+        parts = []
+        for part in pairs.split(_BATCH):
+            images = self.apply(part[:, 0], part[:, 1:].bool())
+            targets = torch.from_numpy(self._targets[part[:, 0].numpy()])
+            parts.append(self.scorer.confidence(images, targets).cpu())
+        return torch.cat(parts)[where].view(n, g)
+
     def reward_bound(self, full: Score) -> Tensor:
         """The most any mask can earn on faces with these full scores, `(N,)`; maybe infinite."""
         bound = getattr(self.reward, "bound", None)

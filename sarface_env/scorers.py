@@ -54,7 +54,8 @@ class Scorer(Protocol):
         version: changes whenever scores may have changed, so that caches can follow.
 
     One that judges every face of a set by something of its own has `targets`, int64 `(N,)`, what
-    it wants to be asked instead of the faces' labels.
+    it wants to be asked instead of the faces' labels. One that knows how sure it is has
+    `confidence(images, targets)`, see `MarginScorer`.
     """
 
     device: torch.device
@@ -124,7 +125,8 @@ class _RecognizerScorer:
         """Scores of uint8 BGR images `(N, 3, H, W)` with targets `(N,)` int64, on `device`."""
         if len(images) <= self.batch_size:
             embedding, norm = self._engine(images)  # without gradients, as all weights here are
-            return self._judge(embedding, norm.squeeze(1), targets.to(self.device))
+            targets = targets.to(self.device)
+            return self._judge(self._cosines(embedding, targets), norm.squeeze(1), targets)
         parts = []
         batches = (tensor.split(self.batch_size) for tensor in (images, targets))
         for image, target in zip(*batches, strict=True):
@@ -132,7 +134,32 @@ class _RecognizerScorer:
             parts.append(tuple(vars(score).values()))
         return Score(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
+    def confidence(self, images: Tensor, targets: Tensor) -> Tensor:
+        """How sure the recognizer is of whom it sees, `(N,)` float32 on `device`.
+
+        That is the lead of the best class's cosine over the second best, whichever they are, so it
+        can be had where nobody knows who somebody is: targets only say which enrolled images are
+        left out, because they are the ones that are asked about.
+
+        Args:
+            images: uint8 BGR `(N, 3, H, W)`.
+            targets: `(N,)` int64, as for `score`.
+        """
+        parts = []
+        for image, target in zip(
+            images.split(self.batch_size), targets.split(self.batch_size), strict=True
+        ):
+            cosines = self._cosines(self._engine(image)[0], target.to(self.device))
+            best = cosines.topk(min(2, cosines.shape[1]), 1).values
+            parts.append(best[:, 0] - best[:, -1])
+        return torch.cat(parts) if parts else torch.empty(0, device=self.device)
+
+    def _cosines(self, embedding: Tensor, targets: Tensor) -> Tensor:
+        """Cosines of unit embeddings `(N, D)` to all classes `(N, C)`."""
+        raise NotImplementedError
+
+    def _judge(self, cosines: Tensor, norm: Tensor, targets: Tensor) -> Score:
+        """Scores from cosines `(N, C)`, which are overwritten, and norms `(N,)`."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict:
@@ -184,8 +211,10 @@ class MarginScorer(_RecognizerScorer):
         self._head = self.recognizer.head
         self._weights = self._head.unit_weights().detach()
 
-    def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
-        cosines = self._head.cosines(embedding, self._weights)
+    def _cosines(self, embedding: Tensor, targets: Tensor) -> Tensor:
+        return self._head.cosines(embedding, self._weights)
+
+    def _judge(self, cosines: Tensor, norm: Tensor, targets: Tensor) -> Score:
         return margin_score(cosines, targets, partial(self._head.penalise, norm=norm))
 
 
@@ -241,7 +270,10 @@ class EnrolledScorer(_RecognizerScorer):
             )
         self.gallery = gallery.to(self.device)
 
-    def _judge(self, embedding: Tensor, norm: Tensor, targets: Tensor) -> Score:
-        cosines, head = self.gallery.cosines(embedding, targets), self.recognizer.head
+    def _cosines(self, embedding: Tensor, targets: Tensor) -> Tensor:
+        return self.gallery.cosines(embedding, targets)
+
+    def _judge(self, cosines: Tensor, norm: Tensor, targets: Tensor) -> Score:
+        head = self.recognizer.head
         penalise = None if head is None else partial(head.penalise, norm=norm)
         return margin_score(cosines, self.gallery.labels[targets], penalise)

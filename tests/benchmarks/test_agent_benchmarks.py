@@ -13,6 +13,13 @@ from tests.conftest import ROOT
 from tests.toys import ToyScorer, tiny_recognizer, toy_faces
 
 
+class SureToy(ToyScorer):
+    """Surest of what is very bright or very dark."""
+
+    def confidence(self, images, targets):
+        return self.score(images, targets).margin.abs()
+
+
 @pytest.fixture(autouse=True)
 def toy_world(tmp_path, monkeypatch):
     """The toy faces in place of the embedded world, results and runs in a folder of the test."""
@@ -23,7 +30,7 @@ def toy_world(tmp_path, monkeypatch):
         return SARFaceVectorEnv(
             num_envs=options.num_envs,
             dataset=toy_faces(size=16),
-            recognizer=scorer or ToyScorer(),
+            recognizer=scorer or SureToy(),
             partition="grid2x2",
             observation="regions+image",
             reward=reward or "flip+margin",
@@ -79,6 +86,13 @@ def test_agents_from_trainings_to_figure_also_when_killed(monkeypatch, capsys):
         assert min(numbers["regret"]["seeds"]) >= 0
         assert numbers["curve"][0][0] == 0
         assert numbers["curve"][-1][0] == numbers["in all"]["steps"] >= 64
+        looks = numbers["further looks"]
+        for masks, look in zip((2, 2, 5, 5), looks.values(), strict=True):
+            # Some are equal; the decision and the full face are scored as well. The last batch
+            # of the 12 faces is filled up to 8.
+            assert 1 <= look["calls"] <= 16 / 12 * (masks + 2)
+            rates = np.array(look["margin-correct"]["seeds"])
+            assert np.allclose(look["gap closed"]["seeds"], (rates - keep) / (best - keep))
     assert (common.RESULTS / "agents.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match=r"started with other options: .*num_envs 8, now 4"):
         agents.main([*arguments, "--train.num_envs", "4"])

@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,6 +120,22 @@ class UpdatingAgent(Agent):
             group["lr"] = self.options.lr * left
         return left
 
+    def _present(self) -> Tensor:
+        """Which regions the faces shown have `(N, K)`."""
+        default = np.ones((len(self._obs), self.layout.bits), bool)
+        return torch.as_tensor(self._info.get("action_mask", default))
+
+    def _step(self, loss: Tensor, batch: dict[str, Any]) -> tuple[float, float]:
+        """One gradient step; returns loss and gradient's length. A loss that is no number stops."""
+        if not torch.isfinite(loss):
+            self.diverged(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        limit = self.options.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        self.optimizer.step()
+        return loss.item(), float(norm)
+
     def training_state(self) -> dict[str, Any]:
         """See `Agent.training_state`."""
         return super().training_state() | {
@@ -182,18 +199,13 @@ class Learner(UpdatingAgent):
             entropy = (Bernoulli(logits=logits).entropy() * present).sum(1).mean()
             policy_loss = self._penalty(batch, logits) - objective
             loss = policy_loss - options.entropy * left * entropy
-            if not torch.isfinite(loss):
-                self.diverged(vars(batch) | {"logits": logits.detach()})
-            self.optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), options.max_grad_norm)
-            self.optimizer.step()
+            _, norm = self._step(loss, vars(batch) | {"logits": logits.detach()})
         self.steps += len(obs)
         return {
             "charts/episodic_return": reward,
             "losses/policy_loss": policy_loss.item(),
             "losses/entropy": entropy.item(),
-            "losses/grad_norm": float(norm),
+            "losses/grad_norm": norm,
         }
 
     def explore(self, logits: Tensor, progress: float) -> Tensor:
@@ -217,13 +229,10 @@ class Learner(UpdatingAgent):
         """
         info = self._info
         index = info.get("index")
-        present = info.get("action_mask")
         batch = Batch(
             obs,
             None if index is None else torch.from_numpy(index),
-            torch.ones_like(logits, dtype=torch.bool)
-            if present is None
-            else torch.from_numpy(present),
+            self._present(),
             *(torch.empty(0) for _ in range(3)),
         )
         return batch, self._score(batch, logits)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,11 +66,6 @@ class TriedMasks(UpdatingAgent):
         # One entry a batch of faces: tensors whose rows are faces, observations first.
         self._memory: list[tuple[Tensor, ...]] = []
 
-    def _present(self) -> Tensor:
-        """Which regions the faces shown have `(N, K)`."""
-        default = np.ones((len(self._obs), self.layout.bits), bool)
-        return torch.as_tensor(self._info.get("action_mask", default))
-
     def _evaluate(self, masks: Tensor) -> Tensor:
         """Rewards `(N,)` or `(N, M)` of masks `(N, K)` or `(N, M, K)` of the faces shown."""
         return self.env.unwrapped.evaluate(torch.as_tensor(self._info["index"]), masks).reward
@@ -85,17 +79,6 @@ class TriedMasks(UpdatingAgent):
         if self.options.augment and self.layout.regions:
             obs = self._augmented(obs)
         return obs.to(self.device)
-
-    def _step(self, loss: Tensor, batch: dict[str, Any]) -> tuple[float, float]:
-        """One gradient step; returns loss and gradient's length. A loss that is no number stops."""
-        if not torch.isfinite(loss):
-            self.diverged(batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        limit = self.options.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
-        self.optimizer.step()
-        return loss.item(), float(norm)
 
     def _augmented(self, obs: Tensor) -> Tensor:
         """Observations `(N, C, H, W)`: half mirrored, all shifted, each in its own light."""

@@ -314,8 +314,7 @@ def draw(payload: dict[str, Any], results: dict[str, list[dict[str, Any]]], path
             100 * payload["agents"][name]["further looks"][look]["gap closed"]["iqm"]
             for name in names
         ]
-        style = {"color": "black", "ls": "", "marker": marker, "mfc": "white", "ms": 7}
-        bars.plot(closed, range(len(names)), **style, label=look)
+        bars.plot(closed, range(len(names)), f"k{marker}", mfc="white", ms=7, label=look)
     bars.legend(fontsize=7, loc="lower right")
     policies = base["policies"]
     keep, fixed, best = (

@@ -63,7 +63,7 @@ class Gallery:
         alone = (self.counts[label] == 1).to(embeddings.dtype)
         others = F.normalize(self.sums[label[:, 0]] - (1 - alone) * embeddings)
         own = (embedding * others).sum(1, keepdim=True)
-        return (embedding @ self.weights.T).scatter_(1, label, own).clamp_(-1, 1)
+        return (embedding @ self.weights.T).scatter_(1, label, own)
 
     def to(self, device: torch.device) -> "Gallery":
         """The same gallery on another device."""

@@ -36,14 +36,14 @@ class MarginHead(nn.Module):
         return F.normalize(self.weight, dim=1)
 
     def cosines(self, embedding: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Cosine of every unit embedding `(N, D)` to every class: `(N, C)`, in [-1, 1].
+        """Cosine of every unit embedding `(N, D)` to every class: `(N, C)`.
 
         Args:
             embedding: unit embeddings.
             weights: `unit_weights()`, where they are known already.
         """
         weights = self.unit_weights() if weights is None else weights
-        return embedding.mm(weights.T).clamp_(-1, 1)
+        return embedding.mm(weights.T)
 
     def penalise(self, cosine: Tensor, norm: Tensor) -> Tensor:
         """Target logit after the margin, unscaled: `(N,)`.

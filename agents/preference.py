@@ -26,6 +26,13 @@ class PreferenceOptions(TriedMasksOptions):
     """Share of the training that only tries masks. What is tried does not depend on the network,
     and a network that learned from few faces for long has learned them by heart."""
 
+    weigh: bool = False
+    """Comparisons count by how much was gained or lost: learns what gains on average instead of
+    what gains more often than not. Where most blocks hide nothing, dropping one of those gains
+    little as often as it loses much."""
+    threshold: float = 0.0
+    """A region is kept when its logit is above minus this."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.collect < 1:
@@ -44,7 +51,8 @@ class Preference(TriedMasks):
 
     and the loss is the logistic one of this difference: the model of Bradley and Terry (1952), as
     in direct preference optimization (Rafailov et al., 2023, arXiv 2305.18290) without a reference
-    policy. How much was gained plays no part, so faces that gain or lose much do not drown others.
+    policy. How much was gained plays no part, so faces that gain or lose much do not drown others,
+    unless `weigh` says so.
     Later blocks meet faces whose occluder is partly gone already, when the rest of it is worth
     dropping too; but as a sum over regions, it cannot learn what helps only all together.
 
@@ -61,6 +69,11 @@ class Preference(TriedMasks):
         options = PreferenceOptions() if options is None else options
         # More than 0.5: until it has learned something, the policy keeps everything.
         super().__init__(env, options, seed, device, keep=0.525)
+
+    @torch.no_grad()
+    def logits(self, obs: Any) -> Tensor:
+        """Keep logits `(N, K)`, beyond the threshold."""
+        return super().logits(obs) + self.options.threshold
 
     def _update(self, progress: float) -> dict[str, float]:
         learned = (progress - self.options.collect) / (1 - self.options.collect)
@@ -106,6 +119,6 @@ class Preference(TriedMasks):
         change, gain = change.to(self.device).float(), gain.to(self.device)
         logits = (change * self.policy(self._shown(obs))[:, None]).sum(2)
         losses = F.binary_cross_entropy_with_logits(logits, (gain > 0).float(), reduction="none")
-        told = gain != 0
-        loss = (losses * told).sum() / told.sum().clamp_min(1)
+        weight = gain.abs() if self.options.weigh else (gain != 0).float()
+        loss = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
         return self._step(loss, {"obs": obs, "change": change, "gain": gain})

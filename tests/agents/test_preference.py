@@ -22,6 +22,32 @@ def test_the_loss_by_hand():
     assert loss == pytest.approx((math.log1p(math.exp(0.6)) + math.log1p(math.exp(0.3))) / 2)
 
 
+def test_weighed_comparisons_learn_what_gains_on_average():
+    # Seven times in ten, dropping the first bit gains a little; else it loses much.
+    change = torch.zeros(1, 10, 4, dtype=torch.int8)
+    change[:, :, 0] = -1
+    gain = torch.tensor([[0.1] * 7 + [-1.0] * 3])
+    kept = {}
+    for weigh in (False, True):
+        agent = make_agent("preference", make_env(4), {"weigh": weigh})
+        obs = torch.from_numpy(np.array(agent.env.reset(seed=0)[0][:1]))
+        for _ in range(60):
+            agent._fit(obs, change, gain)
+        kept[weigh] = agent.logits(obs)[0, 0]
+    # The odds that dropping is better: 7 to 3, and 0.7 to 3.
+    assert kept[False] == pytest.approx(-math.log(7 / 3), abs=0.15)
+    assert kept[True] == pytest.approx(math.log(3 / 0.7), abs=0.15)
+
+
+def test_the_threshold_keeps_what_is_nearly_as_good():
+    env = make_env(4)
+    obs = env.reset(seed=0)[0]
+    for threshold, keep in ((0.0, False), (0.2, False), (0.4, True)):
+        agent = make_agent("preference", env, {"threshold": threshold})
+        torch.nn.init.constant_(agent.policy.out.bias, -0.3)
+        assert (agent.predict(obs, deterministic=True)[0] == keep).all()
+
+
 def test_the_climb_never_goes_down_and_tells_what_it_did():
     env = make_env(12)
     agent = make_agent("preference", env, {"masks": 20})

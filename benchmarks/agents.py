@@ -315,7 +315,7 @@ def draw(payload: dict[str, Any], results: dict[str, list[dict[str, Any]]], path
             for name in names
         ]
         bars.plot(closed, range(len(names)), f"k{marker}", mfc="white", ms=7, label=look)
-    bars.legend(fontsize=7, loc="lower right")
+    bars.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1))
     policies = base["policies"]
     keep, fixed, best = (
         policies[name]["margin-correct"]["mean"]

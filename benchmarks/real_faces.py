@@ -41,11 +41,11 @@ ALTERNATING = {
     "random-masks": ["--alternating.policy_steps", "0", "--alternating.masks", "random"],
     "unmasked": ["--alternating.policy_steps", "0", "--alternating.mix", "0"],
 }
-_PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
-_PREFERENCE += ["--validate_every", "512"]
+_COMPARED = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
+_PREFERENCE = [*_COMPARED, "--validate_every", "512"]
 # Most blocks of the mixture's faces hide nothing: what dropping them costs counts. It takes many
 # faces, so bfloat16, which takes half the time.
-_WEIGHED = [*_PREFERENCE[:-2], "--preference.epochs", "5", "--preference.weigh", "true"]
+_WEIGHED = [*_COMPARED, "--preference.epochs", "5", "--preference.weigh", "true"]
 _WEIGHED += ["--preference.threshold", "0.05", "--validate_every", "1024"]
 _WEIGHED += ["--precision", "bfloat16"]
 _VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
@@ -195,17 +195,18 @@ def make_all(options: Options) -> None:
             judge(options, f"alternating-{kind}", kind, names, seeds=[0])
 
 
-def training_command(options: Options, kind: str, seed: str) -> list[str]:
-    """Arguments of `train_agent.py` for one agent."""
+def training_command(
+    options: Options, kind: str, seed: str, recipe: str | None = None
+) -> list[str]:
+    """Arguments of `train_agent.py` for one agent; the recipe is that of its kind by default."""
+    own = options.recipes.get(recipe or kind, options.recipes["mixed"])
     where = _where(options, kind, used_to_holes(options))
-    recipe = options.recipes.get(kind, options.recipes["mixed"])
-    return [*where, "--seed", seed, *options.train, *recipe]
+    return [*where, "--seed", seed, *options.train, *own]
 
 
 def alternating_command(options: Options, name: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one of `ALTERNATING`."""
-    argv = [*_where(options, "mixed", used_to_holes(options)), "--seed", seed, *options.train]
-    argv += [*options.recipes["in turn"], "--alternate", "true"]
+    argv = [*training_command(options, "mixed", seed, "in turn"), "--alternate", "true"]
     return [*argv, *options.turns, *ALTERNATING[name]]
 
 

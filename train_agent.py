@@ -22,7 +22,7 @@ from agents.gain import GainOptions
 from agents.grpo import GrpoOptions
 from agents.ppo_options import PpoOptions
 from agents.preference import PreferenceOptions
-from agents.registry import AGENTS, check_agent, load_agent, make_agent
+from agents.registry import AGENTS, agent_class, check_agent, load_agent, make_agent
 from agents.reinforce import ReinforceOptions
 from agents.report import policy_figure
 from agents.sarface import SarfaceOptions
@@ -111,6 +111,9 @@ class TrainOptions:
     """Stable-Baselines3's PPO."""
     maskable_ppo: PpoOptions = field(default_factory=PpoOptions)
     """sb3-contrib's MaskablePPO: regions that a face lacks are never dropped."""
+    start: str | None = None
+    """Agent to start from instead of a new one: the file agent.safetensors of a run of the same
+    agent with the same regions, observation and network."""
     other: dict[str, Any] = field(default_factory=dict)
     """Options of an agent that another package adds: --agent mine --other '{"rate": 0.1}'."""
     alternate: bool = False
@@ -199,10 +202,23 @@ def make_env(
 
 
 def build_agent(options: TrainOptions, env: gym.vector.VectorEnv, folder: Path) -> Agent:
-    """The agent of the options, untrained."""
+    """The agent of the options, untrained or with the weights to start from.
+
+    Raises:
+        ValueError: those are another agent's, or of another environment or network.
+    """
     config = getattr(options, options.agent) if options.agent in AGENTS else options.other
     device = str(resolve_device(options.device))
     agent = make_agent(options.agent, env, config, options.seed, device)
+    if options.start is not None:
+        trained = agent_class(options.agent).load(options.start, env, device)
+        try:
+            agent.policy.load_state_dict(trained.policy.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{options.start} has another network; give its options (width, depth, ...), "
+                f"which are {trained.options}"
+            ) from error
     agent.folder = folder
     return agent
 
@@ -295,14 +311,14 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         done, seconds = training.faces, state["seconds"]
     per_round = schedule.policy_steps + schedule.recognizer_steps * schedule.batch_size
     progress = Progress(folder, schedule.rounds * per_round, done, seconds)
-    due = Due(options.save_every * options.num_envs, agent.steps)
+    due = Due(options.save_every * options.num_envs, done)
 
     def save() -> None:
         _save({"training": training.state_dict(), "seconds": progress.seconds}, checkpoint)
 
-    def after_update(step: int, metrics: dict[str, float]) -> None:
+    def after_update(_: int, metrics: dict[str, float]) -> None:
         progress.log(training.faces, metrics | {"charts/recognizer_calls": _calls(agent)})
-        if due(step):
+        if due(training.faces):
             save()
 
     def after_phase(metrics: dict[str, float]) -> None:

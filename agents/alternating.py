@@ -28,9 +28,10 @@ class AlternatingOptions:
     """Faces in each of them."""
     mix: float = 0.5
     """Share of those faces that are masked; the others are shown in full."""
-    masks: Literal["agent", "random"] = "agent"
-    """Who masks them: the agent, sampling, or chance. Chance drops a share of a face's regions that
-    is drawn for each face between 0 and 0.6."""
+    masks: Literal["agent", "greedy", "random"] = "agent"
+    """Who masks them: the agent, sampling; the agent, by what it takes for best (`greedy`), as for
+    `preference`, whose probabilities all lie near one half; or chance. Chance drops a share of a
+    face's regions that is drawn for each face between 0 and 0.6."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Optimizer of the recognizer: SGD with momentum 0.9, or AdamW."""
     lr: float = 1e-4
@@ -67,8 +68,17 @@ class Updates(Protocol):
     step: int
     batch_size: int
 
-    def learn(self, steps: int, predict: Callable[[np.ndarray], np.ndarray], /) -> float:
-        """Train until `steps` steps have been made in all; returns the mean loss."""
+    def learn(
+        self,
+        steps: int,
+        predict: Callable[[np.ndarray], np.ndarray],
+        after_step: Callable[[float], None],
+        /,
+    ) -> float:
+        """Train until `steps` steps have been made in all; returns the last one's loss.
+
+        `after_step` is called with the loss of every step before that.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +133,8 @@ class Alternation:
         """Train from wherever the training is to the end.
 
         Args:
-            after_update: called after every update of the agent, as by `Agent.learn`.
+            after_update: called after every update of the agent, as by `Agent.learn`, and after
+                every step of the recognizer but the last of a phase, with the number of `faces`.
             after_phase: called after each of the two phases of a round, with its metrics.
             keep_best: called when the score is the best so far, before `after_phase`.
         """
@@ -136,7 +147,11 @@ class Alternation:
                 self.agent.learn(target, after_update, options.rounds * options.policy_steps)
                 after_phase({})
             target = (self.round + 1) * options.recognizer_steps
-            loss = self.updates.learn(target, lambda obs: self.agent.predict(obs)[0])
+            loss = self.updates.learn(
+                target,
+                lambda obs: self.agent.predict(obs, deterministic=options.masks == "greedy")[0],
+                lambda loss: after_update(self.faces, {"losses/recognizer": loss}),
+            )
             self.round += 1
             metrics = self._score(keep_best)
             after_phase(metrics if math.isnan(loss) else {"losses/recognizer": loss, **metrics})

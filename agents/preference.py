@@ -1,5 +1,6 @@
 """Learns from comparisons: with or without this block, which way is the face recognized better?"""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +27,10 @@ class PreferenceOptions(TriedMasksOptions):
     """Share of the training that only tries masks. What is tried does not depend on the network,
     and a network that learned from few faces for long has learned them by heart."""
 
+    finish: float = 1.0
+    """Share of the faces that are climbed to the end: those that have gained most after half of the
+    masks. Faces that nothing covers have little to gain, and the calls are better spent on more
+    faces."""
     weigh: bool = False
     """Comparisons count by how much was gained or lost: learns what gains on average instead of
     what gains more often than not. Where most blocks hide nothing, dropping one of those gains
@@ -37,6 +42,8 @@ class PreferenceOptions(TriedMasksOptions):
         super().__post_init__()
         if not 0 <= self.collect < 1:
             raise ValueError(f"collect must lie in [0, 1), got {self.collect}")
+        if not 0 < self.finish <= 1:
+            raise ValueError(f"finish must lie in (0, 1], got {self.finish}")
 
 
 class Preference(TriedMasks):
@@ -94,20 +101,26 @@ class Preference(TriedMasks):
 
         Returns:
             What every block changed `(N, M, K)` int8, 1 where it gave back and -1 where it dropped;
-            what that gained `(N, M)`; and the reward of the masks found `(N,)`.
+            what that gained `(N, M)`; and the reward of the masks found `(N,)`. Faces whose climb
+            ended before the block have zeros.
         """
         n, m = len(obs), self.options.masks
         best = torch.ones_like(present)
-        reward = self._evaluate(best)
+        full = reward = self._evaluate(best)
+        rows = torch.arange(n)  # of the faces that are still climbed
         blocks = self._blocks(obs, m, self.options.block)
         blocks[:, ::2] = self._blocks(obs, m - m // 2, self.options.block * _SMALL)
         changes, gains = [], []
-        for block in blocks.unbind(1):
+        for step, block in enumerate(blocks.unbind(1)):
+            if step == m // 2:
+                rows = (reward - full).topk(math.ceil(n * self.options.finish)).indices.sort()[0]
             give_back = torch.rand((n, 1), generator=self.generator) < _GIVE_BACK
             give_back &= ~best.all(1, keepdim=True)  # nothing can be given back to a full face
             tried = torch.where(block, give_back, best) | ~present
-            gained = self._evaluate(tried) - reward
-            changes.append(tried.to(torch.int8) - best.to(torch.int8))
+            gained, change = torch.zeros_like(reward), torch.zeros_like(best, dtype=torch.int8)
+            gained[rows] = self._evaluate(tried[rows], rows) - reward[rows]
+            change[rows] = tried[rows].to(torch.int8) - best[rows].to(torch.int8)
+            changes.append(change)
             gains.append(gained)
             better = gained > 0
             best = torch.where(better[:, None], tried, best)

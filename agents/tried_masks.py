@@ -66,9 +66,10 @@ class TriedMasks(UpdatingAgent):
         # One entry a batch of faces: tensors whose rows are faces, observations first.
         self._memory: list[tuple[Tensor, ...]] = []
 
-    def _evaluate(self, masks: Tensor) -> Tensor:
-        """Rewards `(N,)` or `(N, M)` of masks `(N, K)` or `(N, M, K)` of the faces shown."""
-        return self.env.unwrapped.evaluate(torch.as_tensor(self._info["index"]), masks).reward
+    def _evaluate(self, masks: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Rewards `(N,)` or `(N, M)` of masks `(N, K)` or `(N, M, K)` of faces shown, by row."""
+        index = torch.as_tensor(self._info["index"])[rows]
+        return self.env.unwrapped.evaluate(index, masks).reward
 
     def _next_faces(self) -> None:
         self.steps += len(self._obs)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from recognizer.recognizer import Recognizer
 Precision = Literal["float32", "bfloat16", "float16", "fastest"]
 
 _log = logging.getLogger(__name__)
+# So many times slower than float32, even a first lap need not be repeated: processors without half
+# precision take 40 times as long.
+_HOPELESS = 10
 
 
 class InferenceEngine:
@@ -112,7 +116,9 @@ def fastest_precision(recognizer: Recognizer, batch: int = 16, gain: float = 1.1
             start = time.perf_counter()
             engine(images)[0].cpu()  # waits for CUDA
             laps.append(time.perf_counter() - start)
-        seconds[precision] = min(laps[1:])
+            if laps[-1] > _HOPELESS * seconds.get("float32", math.inf):
+                break
+        seconds[precision] = min(laps[1:] or laps)
     best = min(half, key=seconds.__getitem__)
     chosen: Precision = best if gain * seconds[best] < seconds["float32"] else "float32"
     table = ", ".join(f"{name} {1e3 * s / batch:.2f} ms" for name, s in seconds.items())

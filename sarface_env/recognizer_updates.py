@@ -38,8 +38,8 @@ class RecognizerUpdates:
             environments that should not change.
         batch_size: faces a step.
         mix: probability that a face is masked; the others are shown in full.
-        masks: by whom: `agent`, the policy, or `random`, which drops a share of the regions drawn
-            for each face from [0, 0.6].
+        masks: by whom: `random` drops a share of the regions drawn for each face from [0, 0.6];
+            otherwise `predict` is asked.
         optimizer: `sgd` with momentum 0.9, or `adamw`.
         lr: learning rate.
         decay_steps: steps in which the learning rate falls to zero along a cosine; None: constant.
@@ -117,7 +117,12 @@ class RecognizerUpdates:
         self.step = 0
         self.folder: Path | None = None
 
-    def learn(self, steps: int, predict: Predict) -> float:
+    def learn(
+        self,
+        steps: int,
+        predict: Predict,
+        after_step: Callable[[float], None] = lambda loss: None,
+    ) -> float:
         """Train until `steps` steps have been made, counted from the start of training.
 
         Afterwards the scorer judges with the new weights, and what it scored before is forgotten.
@@ -125,22 +130,26 @@ class RecognizerUpdates:
         Args:
             steps: optimizer steps in all.
             predict: keep bits `(N, K)` of observations `(N, C, h, w)`.
+            after_step: called with the loss of every step but the last; a state taken there
+                continues exactly.
 
         Returns:
-            Mean loss of the steps made; NaN if there were none.
+            Loss of the last step; NaN if there was none to make.
 
         Raises:
             TrainingDivergedError: the loss is no longer finite.
         """
-        losses: list[float] = []
-        self.trained.train()
-        while self.step < steps:
-            losses.append(self._update(predict))
-        self.trained.eval()
-        if not losses:
+        if self.step >= steps:
             return float("nan")
+        self.trained.train()
+        while True:
+            loss = self._update(predict)
+            if self.step == steps:
+                break
+            after_step(loss)
+        self.trained.eval()
         self._refresh()
-        return float(np.mean(losses))
+        return loss
 
     def _refresh(self) -> None:
         for scorer in self.scorers:

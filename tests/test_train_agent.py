@@ -90,13 +90,13 @@ def test_alternating_training_killed_and_resumed(tmp_path, toy_env, monkeypatch)
     """The whole job in turn; killed anywhere, it ends with the same pair."""
     monkeypatch.setattr(train_agent, "load_recognizer", lambda *_, **__: tiny_recognizer())
     arguments = ["--num_envs", "4", "--eval_faces", "6", "--alternate", "true", "--save_every", "2"]
-    schedule = {"rounds": 3, "policy_steps": 16, "recognizer_steps": 2, "batch_size": 6}
+    schedule = {"rounds": 3, "policy_steps": 16, "recognizer_steps": 3, "batch_size": 6}
     for name, value in schedule.items():
         arguments += [f"--alternating.{name}", str(value)]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     train_agent.main(["--run", str(straight), *arguments])
     written = len(metrics(straight))
-    assert written == 1 + 3 * (16 // 4 + 1)
+    assert written == 1 + 3 * (16 // 4 + 3)
     stop_at = int(np.random.default_rng().integers(0, written))
     revive = kill_after(monkeypatch, stop_at)
     with pytest.raises(KeyboardInterrupt):
@@ -121,6 +121,23 @@ def test_alternating_training_killed_and_resumed(tmp_path, toy_env, monkeypatch)
     env = train_agent.make_env(options, "val", "flip", scored)
     agent = load_agent(straight / "best/agent.safetensors", env)
     assert evaluate(agent, env, np.arange(12)).mean("margin-correct") == best
+
+
+def test_training_starts_from_an_agent_that_fits(tmp_path, toy_env):
+    (tmp_path / "first").mkdir()
+    first = train_agent.train(OPTIONS, tmp_path / "first")
+    start = str(tmp_path / "first" / "best" / "agent.safetensors")
+    env = train_agent.make_env(OPTIONS, "train")
+    options = replace(OPTIONS, start=start, seed=5)
+    agent = train_agent.build_agent(options, env, tmp_path)
+    weights = first.policy.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in agent.policy.state_dict().items())
+    assert (agent.steps, agent.seed) == (0, 5)
+    wider = replace(options, reinforce=ReinforceOptions(width=8))
+    with pytest.raises(ValueError, match=r"another network; give its options .*width=4"):
+        train_agent.build_agent(wider, env, tmp_path)
+    with pytest.raises(ValueError, match="holds a reinforce agent, not grpo"):
+        train_agent.build_agent(replace(options, agent="grpo"), env, tmp_path)
 
 
 def test_the_whole_job(tmp_path, toy_env, capsys):

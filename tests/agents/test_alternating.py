@@ -27,6 +27,14 @@ def make_env(num_envs=4, scorer=None, faces=None):
     )
 
 
+def mean_loss(updates, steps, predict=None):
+    """Train until `steps` steps have been made; the mean loss of those made."""
+    before, losses = updates.step, []
+    last = updates.learn(steps, predict, losses.append)
+    assert len(losses) + 1 == steps - before
+    return np.mean([*losses, last])
+
+
 class Scripted:
     """An agent or a recognizer's training that only counts; `log` tells in which order."""
 
@@ -103,7 +111,7 @@ def test_caches_follow_the_recognizer_and_only_the_envs_own_changes():
     everything = torch.arange(12)
     before, version = env.core.full_score(everything).margin.clone(), env.core.scorer.version
     calls, untouched = env.core.calls, other.core.full_score(everything).margin.clone()
-    loss = [RecognizerUpdates(env, 12, 0.0, lr=1e-3).learn(10, None) for _ in range(2)]
+    loss = [mean_loss(RecognizerUpdates(env, 12, 0.0, lr=1e-3), 10) for _ in range(2)]
     assert loss[1] < loss[0]
     after = env.core.full_score(everything).margin
     assert env.core.scorer.version == version + 2
@@ -129,7 +137,7 @@ def test_people_who_are_enrolled_get_class_weights_for_training_alone():
     head = updates.trained.head
     assert (head.kind, head.m) == ("adaface", 0.2)
     torch.testing.assert_close(head.weight.data, scorer.gallery.weights)
-    losses = [updates.learn(steps, None) for steps in (4, 12)]
+    losses = [mean_loss(updates, steps) for steps in (4, 12)]
     assert losses[1] < losses[0]
     assert recognizer.head is None
     assert not torch.allclose(scorer.gallery.embeddings, before)
@@ -159,7 +167,7 @@ def test_without_a_head_masked_faces_are_drawn_to_the_whole_ones_embeddings():
 
     before = near()
     updates = RecognizerUpdates(env, 12, 1.0, lr=1e-3, head="none")
-    first, last = (updates.learn(steps, lambda obs: masks[: len(obs)]) for steps in (5, 30))
+    first, last = (mean_loss(updates, n, lambda obs: masks[: len(obs)]) for n in (5, 30))
     assert last < first
     assert near() > before + 0.1 * (1 - before)
     with pytest.raises(ValueError, match=r"head none .* here a MarginScorer judges"):

@@ -68,6 +68,28 @@ def test_the_climb_never_goes_down_and_tells_what_it_did():
     torch.testing.assert_close(tried - env.evaluate(index, before.bool()).reward, gain)
 
 
+def test_only_faces_that_gained_most_are_climbed_to_the_end():
+    env, found = make_env(12), {}
+    for finish in (1.0, 0.25):
+        agent = make_agent("preference", env, {"masks": 20, "finish": finish}, seed=3)
+        obs, info = env.reset(seed=0)
+        agent._obs, agent._info = obs, info
+        index, present = torch.from_numpy(info["index"]), torch.from_numpy(info["action_mask"])
+        found[finish] = agent._climb(torch.from_numpy(np.array(obs)), present)
+    change, gain, reward = found[0.25]
+    half = (change * (gain > 0)[:, :, None])[:, :10].sum(1) + 1
+    gained = env.evaluate(index, half.bool()).reward - env.evaluate(index, present).reward
+    ended = ~change[:, 10:].bool().flatten(1).any(1)
+    assert ended.sum() == 9
+    assert gained[~ended].min() >= gained[ended].max()
+    assert not gain[ended, 10:].any()
+    # What is climbed, is climbed as if all were.
+    for part, whole in zip((change, gain), found[1.0][:2], strict=True):
+        assert torch.equal(part[:, :10], whole[:, :10])
+        assert torch.equal(part[~ended], whole[~ended])
+    torch.testing.assert_close(reward[~ended], found[1.0][2][~ended])
+
+
 def test_nothing_is_learned_while_masks_are_collected():
     agent = make_agent("preference", make_env(8), {"masks": 4, "collect": 0.5})
     start = [value.clone() for value in agent.policy.state_dict().values()]
@@ -77,6 +99,8 @@ def test_nothing_is_learned_while_masks_are_collected():
     assert not all(map(torch.equal, start, agent.policy.state_dict().values()))
 
 
-def test_collecting_always_is_refused():
+def test_shares_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"collect must lie in \[0, 1\)"):
         make_agent("preference", make_env(4), {"collect": 1.0})
+    with pytest.raises(ValueError, match=r"finish must lie in \(0, 1\]"):
+        make_agent("preference", make_env(4), {"finish": 0.0})

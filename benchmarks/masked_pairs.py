@@ -13,7 +13,13 @@ from agents.evaluation import bootstrap_interval
 from recognizer.data.faces import FaceSet
 from recognizer.engine import InferenceEngine
 from recognizer.enrolment import embed_cached, enrol
-from recognizer.verification import FARS, Verification, pair_distances, verify
+from recognizer.verification import (
+    FARS,
+    Verification,
+    normalized_distances,
+    pair_distances,
+    verify,
+)
 from sarface_env.fills import make_fill
 from sarface_env.photographs import Photographs, load_photographs, occluder_kinds, pairs_among
 
@@ -134,17 +140,20 @@ def _rows(faces: FaceSet, rows: Tensor) -> FaceSet:
 
 def mean_result(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean of results, such as those of training seeds, drawn alike by the bootstrap."""
-    found: list[Verification] = [result["verification"] for result in results]
+    right = np.mean([result["right"] for result in results], 0)
+    kinds = [key for key in ("verification", "normalized") if key in results[0]]
+    return {"right": right} | {k: _mean_verification([r[k] for r in results]) for k in kinds}
+
+
+def _mean_verification(found: list[Verification]) -> Verification:
     samples = {key: np.mean([v.samples[key] for v in found], 0) for key in found[0].samples}
     intervals = {key: tuple(np.percentile(values, [2.5, 97.5])) for key, values in samples.items()}
-    verification = replace(
+    return replace(
         found[0],
         metrics={key: float(np.mean([v.metrics[key] for v in found])) for key in found[0].metrics},
         intervals=intervals,
         samples=samples,
     )
-    right = np.mean([result["right"] for result in results], 0)
-    return {"verification": verification, "right": right}
 
 
 class Judge:
@@ -156,6 +165,8 @@ class Judge:
         seed: of the bootstrap; equal for all that is compared.
         samples: of the bootstrap.
         cache: folder in which embeddings are kept.
+        cohort: uncovered faces of people who are in no pair; with them, pairs are also judged by
+            `normalized_distances`.
 
     Attributes:
         full: the result of the faces with everything kept.
@@ -168,6 +179,7 @@ class Judge:
         seed: int = 0,
         samples: int = 1000,
         cache: Path | None = None,
+        cohort: FaceSet | None = None,
     ):
         self.engine, self.data, self.seed, self.samples = engine, data, seed, samples
         self.cache = cache
@@ -177,6 +189,7 @@ class Judge:
         place[self.gallery.faces] = torch.arange(len(self.gallery.faces))
         self._place = place.repeat(data.ways)
         self.probes = (self._place >= 0).numpy() & data.reported
+        self._cohort = None if cohort is None else enrol(engine, cohort, "cohort", cache).weights
         self._full = self._embed(data.faces.images, "full images")
         self.full = self._result(self._full)
 
@@ -203,28 +216,27 @@ class Judge:
 
     def _result(self, embeddings: Tensor) -> dict[str, Any]:
         data = self.data
-        found = verify(
-            pair_distances(embeddings, data.pairs),
-            data.same,
-            data.fold,
-            data.people,
-            self.samples,
-            self.seed,
-            data.report,
-        )
+        distances = {"verification": pair_distances(embeddings, data.pairs)}
+        if self._cohort is not None:
+            distances["normalized"] = normalized_distances(embeddings, data.pairs, self._cohort)
+        how = (data.same, data.fold, data.people, self.samples, self.seed, data.report)
+        found = {name: verify(distance, *how) for name, distance in distances.items()}
         probes = torch.from_numpy(np.flatnonzero(self.probes))
         cosines = self.gallery.cosines(embeddings[probes], self._place[probes])
         right = cosines.argmax(1) == self.gallery.labels[self._place[probes]]
-        return {"verification": found, "right": right.numpy().astype(float)}
+        return found | {"right": right.numpy().astype(float)}
 
     def summary(self, result: dict[str, Any]) -> dict[str, Any]:
         """Numbers of a result, for JSON."""
         found: Verification = result["verification"]
         right = result["right"]
         people, kinds = self._probe_people(), self.data.kinds[self.probes]
-        return {
-            "metrics": found.metrics,
-            "intervals_95": found.intervals,
+        out = {"metrics": found.metrics, "intervals_95": found.intervals}
+        if "normalized" in result:
+            relative: Verification = result["normalized"]
+            metrics, intervals = relative.metrics, relative.intervals
+            out["normalized"] = {"metrics": metrics, "intervals_95": intervals}
+        return out | {
             "rank1": {
                 "mean": right.mean(),
                 "interval_95": bootstrap_interval(right, people),
@@ -234,11 +246,15 @@ class Judge:
 
     def difference(self, result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         """Paired differences of two results with 95 % intervals over people."""
-        a, b = result["verification"], other["verification"]
-        out = {}
-        for key in METRICS:
-            low, high = np.percentile(a.samples[key] - b.samples[key], [2.5, 97.5])
-            out[key] = {"mean": a.metrics[key] - b.metrics[key], "interval_95": [low, high]}
+        out: dict[str, Any] = {}
+        for judged, prefix in (("verification", ""), ("normalized", "normalized ")):
+            if judged not in result:
+                continue
+            a, b = result[judged], other[judged]
+            for key in METRICS:
+                low, high = np.percentile(a.samples[key] - b.samples[key], [2.5, 97.5])
+                mean = a.metrics[key] - b.metrics[key]
+                out[prefix + key] = {"mean": mean, "interval_95": [low, high]}
         gain = result["right"] - other["right"]
         interval = bootstrap_interval(gain, self._probe_people())
         out["rank1"] = {"mean": gain.mean(), "interval_95": interval}

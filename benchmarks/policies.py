@@ -46,7 +46,7 @@ from recognizer.runs import write_json
 from sarface_env.core import RegionSelection
 from sarface_env.options import EnvOptions, build_core
 from sarface_env.partitions import CELEBA19, make_partition
-from sarface_env.photographs import KINDS, pairs_of, parse_folds
+from sarface_env.photographs import KINDS, load_photographs, pairs_of, parse_folds
 
 POLICIES = {
     "clean": "nothing covers the faces and everything is kept: what there was to lose",
@@ -115,6 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--fill", help="of policies that are no runs; by default the first run's, or mean")
     add("--fixed-calls", type=int, default=60_000, help="images scored to find the fixed mask")
+    add(
+        "--normalize",
+        action="store_true",
+        help="also judge pairs relative to how like each face is to the training people (S-norm)",
+    )
     add("--seed", type=int, default=0, help="of the bootstrap and of random")
     add("--samples", type=int, default=1000, help="of the bootstrap")
     add("--examples", type=Path, metavar="PNG", help="show faces as policies leave them")
@@ -245,6 +250,10 @@ class Bench:
         self.data: PairFaces = load_pair_faces(
             photographs, report, others, options.occlusion_seeds, options.pairs
         )
+        self.cohort = None
+        if options.normalize:
+            strangers = replace(self.training_options(self.base), occlusion="clean")
+            self.cohort = load_photographs(strangers.photographs(self.size, False))
         self.judges: dict[str, Judge] = {}
         self.shown: dict[str, Tensor] = {}
         rows = [
@@ -268,6 +277,7 @@ class Bench:
                 self.options.seed,
                 self.options.samples,
                 cache_folder(),
+                self.cohort,
             )
         return self.judges[recognizer]
 

@@ -92,7 +92,7 @@ class Options:
     """Options of `train_agent.py` for every agent."""
     recipes: dict[str, list[str]] = field(
         default_factory=lambda: {
-            "mixed": [*_WEIGHED, "--steps", "16384", "--coverings", "8"],
+            "mixed": [*_WEIGHED, "--steps", "12288", "--coverings", "8"],
             "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
             "mask": [*_PREFERENCE, "--steps", "3072", "--coverings", "3", *_PARSED],
             "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
@@ -114,7 +114,7 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "32"),
+            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "20"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
             *("--alternating.lr", "2e-4", "--alternating.mix", "0.85"),
             *("--alternating.decay", "true"),

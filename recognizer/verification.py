@@ -55,6 +55,31 @@ def pair_distances(embeddings: Tensor, pairs: np.ndarray) -> np.ndarray:
     return (first - second).square().sum(1).numpy()
 
 
+def normalized_distances(embeddings: Tensor, pairs: np.ndarray, cohort: Tensor) -> np.ndarray:
+    """Distances of pairs relative to how near each face is to strangers: S-norm.
+
+    A face of which much is hidden may come nearer to everybody, or to nobody, and then one
+    threshold suits it no more. With the cosine s of a pair, and mean and standard deviation of each
+    face's cosines to a cohort of other people, the distance is minus the mean of
+    (s - mean) / deviation for both faces (Z- and T-norm: Auckenthaler, Carey and Lloyd-Thomas,
+    2000; both at once for cosines: Shum, Dehak, Dehak and Glass, 2010).
+
+    Args:
+        embeddings: Unit embeddings `(M, D)`.
+        pairs: Rows of them `(N, 2)`.
+        cohort: Unit embeddings of people who are in no pair `(C, D)`, two or more.
+
+    Returns:
+        `(N,)`; no metric, and of either sign.
+    """
+    likeness = embeddings.double() @ cohort.double().T
+    mean, deviation = likeness.mean(1), likeness.std(1).clamp_min(1e-6)
+    rows = torch.as_tensor(pairs).long()
+    first, second = embeddings[rows].double().unbind(1)
+    cosine = (first * second).sum(1, keepdim=True)
+    return -((cosine - mean[rows]) / deviation[rows]).mean(1).numpy()
+
+
 @dataclass(frozen=True)
 class Verification:
     """What a verification run found. Rates are fractions, intervals 95 % (low, high).
@@ -99,7 +124,7 @@ def verify(
     TAR at a FAR is the highest TAR at a threshold whose FAR does not exceed it.
 
     Args:
-        distance: Squared Euclidean distances `(N,)`.
+        distance: Squared Euclidean distances `(N,)`, or others that are small for like faces.
         same: Whether a pair is one person, bool `(N,)`.
         folds: Fold of every pair `(N,)`; any integers, never shuffled.
         people: Person indices of both faces `(N, 2)`, or None where the file does not name them.

@@ -21,8 +21,8 @@ from recognizer.data.occlusion import OCCLUSIONS, kinds_drawn, occlude
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import InputSpec, Recognizer
-from recognizer.verification import pair_distances, verify
-from sarface_env.photographs import Photographs
+from recognizer.verification import normalized_distances, pair_distances, verify
+from sarface_env.photographs import Photographs, load_photographs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,10 +61,11 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def judge_of(folder: Path, weights: str, **options) -> Judge:
+def judge_of(folder: Path, weights: str, cohort=None, **options) -> Judge:
     photographs = Photographs(str(folder), size=112, **{"occlusion": "patch", **options})
     data = load_pair_faces(photographs, [2, 3], [1], [0, 1])
-    return Judge(InferenceEngine(load_recognizer(weights, "cpu")), data, samples=20)
+    engine = InferenceEngine(load_recognizer(weights, "cpu"))
+    return Judge(engine, data, samples=20, cohort=cohort)
 
 
 def test_masked_images_are_what_is_embedded(folder, weights):
@@ -113,6 +114,30 @@ def test_differences_are_paired(folder, weights):
     found = judge.difference(judge.full, other)["accuracy"]
     expected = judge.full["verification"].metrics["accuracy"] - 0.5
     assert found["mean"] == pytest.approx(expected)
+
+
+def test_a_cohort_judges_pairs_relatively_as_well(folder, weights):
+    plain = judge_of(folder, weights)
+    strangers = Photographs(str(folder), split="train", folds="1/2/3", size=112, parse=False)
+    cohort = load_photographs(strangers)
+    judge = judge_of(folder, weights, cohort)
+    assert set(cohort.names) == {"p00", "p01", "p02", "p03"}
+    summary = judge.summary(judge.full)
+    relative = summary.pop("normalized")
+    assert summary == plain.summary(plain.full)
+    data, network = judge.data, load_recognizer(weights, "cpu")
+    with torch.no_grad():
+        first, own = (
+            F.normalize(network(images) + network(images.flip(-1)))
+            for images in (data.faces.images, cohort.images)
+        )
+    people = F.normalize(torch.stack([own[cohort.labels == i].sum(0) for i in range(4)]))
+    distance = normalized_distances(first, data.pairs, people)
+    expected = verify(distance, data.same, data.fold, samples=0, only=[2, 3])
+    assert relative["metrics"] == pytest.approx(expected.metrics, abs=1e-6)
+    keys = judge.difference(judge.full, judge.full)
+    assert "normalized accuracy" in keys
+    assert "normalized accuracy" not in plain.difference(plain.full, plain.full)
 
 
 def test_oracle_scorer_knows_the_single_by_themselves(folder, weights):

@@ -11,6 +11,7 @@ from recognizer.data.verification_sets import PairSet
 from recognizer.recognizer import InputSpec, Recognizer
 from recognizer.verification import (
     embed_flipped,
+    normalized_distances,
     pair_distances,
     verify,
     verify_set,
@@ -150,6 +151,31 @@ def test_pairs_of_few_people_are_less_certain_than_pairs_of_many() -> None:
 def test_bad_input(distance, same, folds, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         verify(np.array(distance), np.array(same), np.array(folds))
+
+
+def test_likeness_relative_to_that_to_strangers_by_hand() -> None:
+    # In the plane, by their cosines to strangers (1, 0) and (0, 1).
+    a, b = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    found = normalized_distances(torch.stack([a, b]), np.array([[0, 1], [1, 1]]), torch.eye(2))
+    # a: mean 0.5, deviation sqrt(0.5); b: mean 0.7, deviation sqrt(0.02).
+    expected = ((0.6 - 0.5) / 0.5**0.5 + (0.6 - 0.7) / 0.02**0.5) / 2
+    assert found.tolist() == pytest.approx([-expected, -(1 - 0.7) / 0.02**0.5])
+
+
+def test_faces_that_are_near_everybody_get_a_threshold_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    people = rng.normal(size=(120, 2, 16))
+    people[:, 1] = people[:, 0] + 0.5 * rng.normal(size=(120, 16))
+    people[1::2] += 4  # half of the people have much in common
+    unit = torch.nn.functional.normalize(torch.from_numpy(people.reshape(240, 16)), dim=1).float()
+    cohort = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(50, 16)) + 2), dim=1)
+    index = np.arange(0, 200, 2)
+    same = np.r_[np.ones(100, bool), np.zeros(100, bool)]
+    pairs = np.r_[np.c_[index, index + 1], np.c_[index, index + 4]]
+    folds = np.tile([0, 1], 100)
+    plain = verify(pair_distances(unit, pairs), same, folds, samples=0).metrics["accuracy"]
+    distance = normalized_distances(unit, pairs, cohort)
+    assert verify(distance, same, folds, samples=0).metrics["accuracy"] > plain + 0.1
 
 
 def test_flip_augmented_embedding() -> None:

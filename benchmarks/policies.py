@@ -118,7 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--normalize",
         action="store_true",
-        help="also judge pairs relative to how like each face is to the training people (S-norm)",
+        help="also judge pairs relative to how like each face is to the training people (AS-norm)",
     )
     add("--seed", type=int, default=0, help="of the bootstrap and of random")
     add("--samples", type=int, default=1000, help="of the bootstrap")

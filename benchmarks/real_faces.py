@@ -124,7 +124,9 @@ class Options:
     fixed_calls: int = 21_000
     """Images scored to find the best fixed mask."""
     occlusion_seeds: list[int] = field(default_factory=lambda: [0, 1])
-    """Every reported pair is occluded in so many ways."""
+    """Every reported pair is occluded in these ways."""
+    mixture_seeds: list[int] = field(default_factory=lambda: list(range(4)))
+    """Those of the mixture: what a pair happens to be covered by is much of the noise there."""
     samples: int = 1000
     """Samples of the bootstrap."""
     pairs: int | None = None
@@ -139,6 +141,7 @@ class Options:
             self.seeds, self.trained, self.judged = self.seeds[:1], ["mixed"], ["mixed", "clean"]
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
+            self.mixture_seeds = [0]
             less = ["--steps", "512", "--validate_every", "512", "--coverings", "1"]
             less += ["--value.masks", "4", "--preference.masks", "8"]
             self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
@@ -168,11 +171,16 @@ def make_all(options: Options) -> None:
             make_run(options, f"{kind}-{seed}", training_command(options, kind, str(seed)))
     general = [str(options.runs / f"mixed-{seed}") for seed in options.seeds]
     for kind in options.judged:
-        special = [str(options.runs / f"{kind}-{s}") for s in options.seeds]
-        agents = [*(special if kind in options.trained[1:] else []), *general]
-        beside = {"mixed": [*BASELINES, *ORACLES], "clean": ["keep-all"]}
-        names = beside.get(kind, ["clean", "keep-all", *ORACLES])
-        judge(options, kind, kind, [*names, *agents])
+        special = [str(options.runs / f"{kind}-{seed}") for seed in options.seeds]
+        if kind == "mixed":
+            names = [*BASELINES, *ORACLES, *general]
+            judge(options, kind, kind, names, seeds=options.mixture_seeds)
+        elif kind == "clean":
+            judge(options, kind, kind, ["keep-all", *general])
+        else:
+            judge(options, f"{kind}-mixed", kind, ["keep-all", *ORACLES[:1], *general])
+            if kind in options.trained:
+                judge(options, kind, kind, ["clean", "keep-all", *ORACLES, *special])
     plain = ["clean", "keep-all", *ORACLES]
     judge(options, "plain", "mixed", plain, seeds=[0], recognizer=options.recognizer)
     # Choices, so on the people for choosing.
@@ -260,7 +268,7 @@ def judge(
     argv += ["--parser", options.parser, "--folds", options.folds, "--occlusion", kind]
     ways = [0] if kind == "clean" else (seeds or options.occlusion_seeds)
     argv += ["--occlusion-seeds", *map(str, ways), "--fixed-calls", str(options.fixed_calls)]
-    argv += ["--samples", str(options.samples)]
+    argv += ["--samples", str(options.samples), "--normalize"]
     argv += [] if options.pairs is None else ["--pairs", str(options.pairs)]
     argv += ["--policies", *names, *(further or [])]
     argv += ["--name", name, "--output", os.path.relpath(options.results)]

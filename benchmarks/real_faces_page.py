@@ -33,7 +33,9 @@ is identification among the people of the pairs, known by the mean of their othe
 `keep-all` is the recognizer as it is; `fixed` the best single mask, found on the training people
 with as many recognizer calls as a training; `oracle-occluder` drops exactly what is covered,
 `oracle-regions` the regions that are covered by half; `clean` are the same faces uncovered.
-*Recovered* is the gain over keep-all as a share of what `oracle-occluder` gains. Rows of several
+*Recovered* is the gain over keep-all as a share of what `oracle-occluder` gains. *Relative to
+strangers*, the same pairs are judged by how like two faces are beyond how like each is to the 200
+of the training people who are most like it (AS-norm), keep-all as well. Rows of several
 seeds are means over training seeds. Intervals are 95 %, from 1,000 bootstrap samples of people, and
 paired for differences.
 
@@ -70,7 +72,9 @@ def write_page(folder: Path) -> Path:
     parts.append(pictures.get("accuracy", ""))
     for kind, title in KINDS.items():
         if kind in found:
-            parts += [f"## {title}\n", _policies(found[kind]), _origin(found[kind], runs)]
+            parts += [f"## {title}\n", *_judged(found[kind], runs)]
+        if (general := f"{kind}-mixed") in found:
+            parts += [f"### {title}: the policies of the mixture\n", *_judged(found[general], runs)]
     if "mixed" in found:
         parts += _dropped(found["mixed"], pictures.get("dropped", ""))
     parts += _plain(found)
@@ -139,6 +143,37 @@ def _policies(found: dict[str, Any]) -> str:
     return _table([*headers, "TAR @ FAR 0.1 %", "rank-1 %", "to keep-all"], rows)
 
 
+def _judged(found: dict[str, Any], runs: dict[str, Any]) -> Iterator[str]:
+    yield _policies(found)
+    if "normalized" in found["policies"][0]:
+        yield "Relative to strangers:\n"
+        yield _relative(found)
+    yield _origin(found, runs)
+
+
+def _relative(found: dict[str, Any]) -> str:
+    """The table of pairs judged relative to how like each face is to strangers."""
+    accuracy = {row["name"]: row["normalized"]["metrics"]["accuracy"] for row in found["policies"]}
+    gain = accuracy.get("oracle-occluder", 0) - accuracy["keep-all"]
+    rows = []
+    for row in found["policies"]:
+        metrics, intervals = row["normalized"]["metrics"], row["normalized"]["intervals_95"]
+        mean = metrics["accuracy"]
+        rows.append(
+            [
+                row["name"],
+                _with_interval({"mean": mean, "interval_95": intervals["accuracy"]}),
+                _change(row, "keep-all", "normalized accuracy"),
+                _change(row, "fixed", "normalized accuracy"),
+                _number((mean - accuracy["keep-all"]) / gain if gain > 0 else None),
+                _number(metrics["tar@far=0.001"]),
+                _change(row, "keep-all", "normalized tar@far=0.001"),
+            ]
+        )
+    headers = ["policy", "accuracy %", "to keep-all", "to fixed", "recovered %"]
+    return _table([*headers, "TAR @ FAR 0.1 %", "to keep-all"], rows)
+
+
 def _origin(found: dict[str, Any], runs: dict[str, Any]) -> str:
     """How a table was made: the commands of its trained rows, and its own."""
     names = [row["name"].removesuffix("/last") for row in found["policies"]]
@@ -181,17 +216,26 @@ def _targets(found: dict[str, Any]) -> Iterator[str]:
         met = share >= 0.5 and found_gain["interval_95"][0] > 0
     seen = "" if met is None else f"{_number(share)} %, {_with_interval(found_gain, True)}"
     say("patches: at least 50 % recovered, the interval above zero", met, seen)
-    for kind, name in (("sunglasses", "sunglasses"), ("sunglasses", "mixed"), ("clean", "mixed")):
-        cost = gain(kind, name)
+    for table, name in (
+        ("sunglasses", "sunglasses"),
+        ("sunglasses-mixed", "mixed"),
+        ("clean", "mixed"),
+    ):
+        cost = gain(table, name)
         met = None if cost is None else cost["mean"] >= -0.002
+        kind = table.removesuffix("-mixed")
         text = f"{kind}, policy trained on {name}: costs at most 0.2"
         say(text, met, _with_interval(cost, True))
-    for what in ("accuracy", "rank1"):
+    for what, called in (
+        ("accuracy", "accuracy"),
+        ("normalized accuracy", "accuracy relative to strangers"),
+        ("rank1", "rank-1"),
+    ):
         for other in ("keep-all", "fixed"):
             more = gain("mixed", "mixed", other, what)
             met = None if more is None else more["interval_95"][0] > 0
-            text = f"mixture: {what.replace('rank1', 'rank-1')} above {other}"
-            say(f"{text}, the interval above zero", met, _with_interval(more, True))
+            text = f"mixture: {called} above {other}, the interval above zero"
+            say(text, met, _with_interval(more, True))
     together = found.get("alternating-mixed", {})
     text = "alternating: at least 50 % of what the mixture costs recovered"
     agent, *controls, clean, keep = (
@@ -315,14 +359,19 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
     kinds = [kind for kind in KINDS if kind in found]
     if not kinds:
         return None
-    rows = max(len(found[kind]["policies"]) for kind in kinds)
+    shown = {
+        kind: [
+            *found[kind]["policies"],
+            *(row for row in found.get(f"{kind}-mixed", {}).get("policies", []) if row.get("run")),
+        ]
+        for kind in kinds
+    }
+    rows = max(map(len, shown.values()))
     figure = Figure(figsize=(10, len(kinds) * (0.22 * rows + 0.8)), layout="constrained")
     axes = figure.subplots(len(kinds), 2, squeeze=False, width_ratios=(3, 2))
     for (bars, scatter), kind in zip(axes, kinds, strict=True):
-        means = {
-            row["name"].partition(", ")[0] for row in found[kind]["policies"] if "seeds" in row
-        }
-        for place, row in enumerate(found[kind]["policies"]):
+        means = {row["name"].partition(", ")[0] for row in shown[kind] if "seeds" in row}
+        for place, row in enumerate(shown[kind]):
             mean = 100 * row["metrics"]["accuracy"]
             low, high = (100 * v for v in row["intervals_95"]["accuracy"])
             colour = "tab:orange" if row.get("run") else "tab:blue"
@@ -335,7 +384,7 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
             at = (3, 2 if place % 2 else -8)  # numbers of neighbours apart
             text = str(place + 1)
             scatter.annotate(text, (kept, mean), at, textcoords="offset points", fontsize=7)
-        names = [f"{row['name']}  {n}" for n, row in enumerate(found[kind]["policies"], 1)]
+        names = [f"{row['name']}  {n}" for n, row in enumerate(shown[kind], 1)]
         bars.set_yticks(range(len(names)), names, fontsize=7)
         bars.invert_yaxis()
         bars.set_title(kind, fontsize=9, loc="left")

@@ -55,24 +55,28 @@ def pair_distances(embeddings: Tensor, pairs: np.ndarray) -> np.ndarray:
     return (first - second).square().sum(1).numpy()
 
 
-def normalized_distances(embeddings: Tensor, pairs: np.ndarray, cohort: Tensor) -> np.ndarray:
-    """Distances of pairs relative to how near each face is to strangers: S-norm.
+def normalized_distances(
+    embeddings: Tensor, pairs: np.ndarray, cohort: Tensor, nearest: int = 200
+) -> np.ndarray:
+    """Distances of pairs relative to how near each face is to strangers: AS-norm.
 
     A face of which much is hidden may come nearer to everybody, or to nobody, and then one
     threshold suits it no more. With the cosine s of a pair, and mean and standard deviation of each
-    face's cosines to a cohort of other people, the distance is minus the mean of
-    (s - mean) / deviation for both faces (Z- and T-norm: Auckenthaler, Carey and Lloyd-Thomas,
-    2000; both at once for cosines: Shum, Dehak, Dehak and Glass, 2010).
+    face's cosines to those of a cohort who are most like it, the distance is minus the mean of
+    (s - mean) / deviation for both faces (adaptive symmetric score normalization, as compared by
+    Matejka et al., Interspeech 2017).
 
     Args:
         embeddings: Unit embeddings `(M, D)`.
         pairs: Rows of them `(N, 2)`.
         cohort: Unit embeddings of people who are in no pair `(C, D)`, two or more.
+        nearest: Of the cohort, how many most like a face count for it.
 
     Returns:
         `(N,)`; no metric, and of either sign.
     """
     likeness = embeddings.double() @ cohort.double().T
+    likeness = likeness.topk(min(nearest, len(cohort)), 1).values
     mean, deviation = likeness.mean(1), likeness.std(1).clamp_min(1e-6)
     rows = torch.as_tensor(pairs).long()
     first, second = embeddings[rows].double().unbind(1)

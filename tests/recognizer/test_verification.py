@@ -160,6 +160,10 @@ def test_likeness_relative_to_that_to_strangers_by_hand() -> None:
     # a: mean 0.5, deviation sqrt(0.5); b: mean 0.7, deviation sqrt(0.02).
     expected = ((0.6 - 0.5) / 0.5**0.5 + (0.6 - 0.7) / 0.02**0.5) / 2
     assert found.tolist() == pytest.approx([-expected, -(1 - 0.7) / 0.02**0.5])
+    # Those who are less alike than the nearest ones do not count.
+    cohort = torch.cat([torch.eye(2), -torch.eye(2)])
+    again = normalized_distances(torch.stack([a, b]), np.array([[0, 1], [1, 1]]), cohort, nearest=2)
+    assert again.tolist() == pytest.approx(found.tolist())
 
 
 def test_faces_that_are_near_everybody_get_a_threshold_of_their_own() -> None:

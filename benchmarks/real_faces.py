@@ -38,8 +38,8 @@ ORACLES = ("oracle-occluder", "oracle-regions")
 # Alternating training and its controls: the same steps of the recognizer on other faces.
 ALTERNATING = {
     "alternating": [],
-    "random-masks": ["--alternating.masks", "random"],
-    "unmasked": ["--alternating.mix", "0"],
+    "random-masks": ["--alternating.policy_steps", "0", "--alternating.masks", "random"],
+    "unmasked": ["--alternating.policy_steps", "0", "--alternating.mix", "0"],
 }
 _COMPARED = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
 _PREFERENCE = [*_COMPARED, "--validate_every", "512"]
@@ -96,9 +96,11 @@ class Options:
             "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
             "mask": [*_PREFERENCE, "--steps", "3072", "--coverings", "3", *_PARSED],
             "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
+            "in turn": [*_VALUE, "--steps", "8192", "--coverings", "8"],
         }
     )
-    """Further options by what covers the faces; for what is not named, those of the mixture."""
+    """Further options by what covers the faces; for what is not named, those of the mixture. And of
+    training in turn, on the mixture."""
     holes: list[str] = field(
         default_factory=lambda: [
             *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
@@ -113,14 +115,13 @@ class Options:
     with random cells missing, and learns to make of them what it made of the whole face."""
     turns: list[str] = field(
         default_factory=lambda: [
-            *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "20"),
-            *("--alternating.masks", "greedy", "--alternating.head", "none"),
-            *("--alternating.lr", "2e-4", "--alternating.mix", "0.85"),
-            *("--alternating.decay", "true"),
+            *("--alternating.rounds", "2", "--alternating.policy_steps", "2048"),
+            *("--alternating.recognizer_steps", "64", "--alternating.batch_size", "32"),
+            *("--alternating.head", "none", "--alternating.lr", "2e-4"),
+            *("--alternating.mix", "0.85", "--alternating.decay", "true"),
         ]
     )
-    """Options of the recognizer's turn, after that of the mixture's agents."""
+    """Further options of alternating training."""
     fixed_calls: int = 21_000
     """Images scored to find the best fixed mask."""
     occlusion_seeds: list[int] = field(default_factory=lambda: [0, 1])
@@ -147,7 +148,8 @@ class Options:
             self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]
-            self.turns = [*self.turns, *few, "--val_faces", "20"]
+            self.turns = [*self.turns, *few, "--alternating.policy_steps", "64"]
+            self.turns += ["--val_faces", "20"]
             self.fixed_calls = min(self.fixed_calls, 600)
 
 
@@ -201,17 +203,18 @@ def make_all(options: Options) -> None:
             judge(options, f"alternating-{kind}", kind, names, seeds=[0])
 
 
-def training_command(options: Options, kind: str, seed: str) -> list[str]:
-    """Arguments of `train_agent.py` for one agent."""
-    own = options.recipes.get(kind, options.recipes["mixed"])
+def training_command(
+    options: Options, kind: str, seed: str, recipe: str | None = None
+) -> list[str]:
+    """Arguments of `train_agent.py` for one agent; the recipe is that of its kind by default."""
+    own = options.recipes.get(recipe or kind, options.recipes["mixed"])
     where = _where(options, kind, used_to_holes(options))
     return [*where, "--seed", seed, *options.train, *own]
 
 
 def alternating_command(options: Options, name: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one of `ALTERNATING`."""
-    agent = options.runs / f"mixed-{seed}" / "best" / "agent.safetensors"
-    argv = [*training_command(options, "mixed", seed), "--start", str(agent), "--alternate", "true"]
+    argv = [*training_command(options, "mixed", seed, "in turn"), "--alternate", "true"]
     return [*argv, *options.turns, *ALTERNATING[name]]
 
 

@@ -381,7 +381,8 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
                 continue  # the mean stands for it: too many points in one place
             kept = 100 * row.get("dropped", {}).get("kept", 1)
             scatter.plot(kept, mean, "o", ms=4, color=colour)
-            at = (3, 2 if place % 2 else -8)  # numbers of neighbours apart
+            # Numbers of neighbours apart.
+            at = (-11 if row.get("run") else 3, 2 if place % 2 else -8)
             text = str(place + 1)
             scatter.annotate(text, (kept, mean), at, textcoords="offset points", fontsize=7)
         names = [f"{row['name']}  {n}" for n, row in enumerate(shown[kind], 1)]

@@ -75,6 +75,31 @@ def test_rounds_stop_when_the_score_does_not_rise_and_the_best_is_kept():
     assert training.faces == 500 + 35 * 10
 
 
+@pytest.mark.parametrize("masks", ["agent", "greedy"])
+def test_the_agent_samples_or_takes_what_is_likeliest(masks):
+    class Agent(Scripted):
+        def predict(self, obs, deterministic=False):
+            self.log.append(deterministic)
+            return obs, None
+
+    class Updates(Scripted):
+        def learn(self, steps, predict, after_step):
+            assert predict("shown") == "shown"
+            after_step(0.25)
+            return 0.5
+
+    asked, steps = [], []
+    training = Alternation(
+        Agent("agent", asked),
+        Updates("recognizer", []),
+        lambda: {"validation/margin_correct": 0.5},
+        AlternatingOptions(rounds=1, policy_steps=0, recognizer_steps=2, masks=masks),
+    )
+    training.run(lambda *step: steps.append(step), lambda _: None, lambda: None)
+    assert asked == [masks == "greedy"]
+    assert steps == [(0, {"losses/recognizer": 0.25})]
+
+
 def test_the_recognizer_is_shown_masked_faces_mixed_with_full_ones(monkeypatch):
     env = make_env()
     updates = RecognizerUpdates(env, batch_size=6, mix=0.5)

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -34,6 +36,8 @@ def environment(*packages: str) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "processor": _processor(),
             "cores": os.cpu_count(),
+            # Speeds, and bfloat16's above all, depend on it.
+            "vectors": torch.backends.cpu.get_cpu_capability(),
         },
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in names},

@@ -55,6 +55,14 @@ def test_half_precision_is_close_and_float32():
     assert 0.99 < cosine.min() < 1 - 1e-7
 
 
+def test_a_precision_that_the_processor_lacks_is_tried_once(monkeypatch):
+    # Laps of a second in float32, and of 99 in bfloat16.
+    times = iter([*range(8), 100, 199])
+    monkeypatch.setattr("recognizer.engine.time.perf_counter", lambda: next(times))
+    assert fastest_precision(tiny_recognizer().eval(), batch=2) == "float32"
+    assert next(times, None) is None
+
+
 def test_the_fastest_precision_is_measured(caplog):
     with caplog.at_level(logging.INFO):
         chosen = fastest_precision(tiny_recognizer().eval(), batch=2)

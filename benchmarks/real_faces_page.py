@@ -356,22 +356,18 @@ def _cost(found: dict[str, Any], runs: dict[str, Any]) -> str:
 
 def _accuracy(found: dict[str, Any]) -> Figure | None:
     """Accuracy of every policy by kind of occlusion, beside kept pixels."""
-    kinds = [kind for kind in KINDS if kind in found]
+    # Tables of their own: they may be by different recognizers.
+    kinds = [name for kind in KINDS for name in (kind, f"{kind}-mixed") if name in found]
     if not kinds:
         return None
-    shown = {
-        kind: [
-            *found[kind]["policies"],
-            *(row for row in found.get(f"{kind}-mixed", {}).get("policies", []) if row.get("run")),
-        ]
-        for kind in kinds
-    }
-    rows = max(map(len, shown.values()))
+    rows = max(len(found[kind]["policies"]) for kind in kinds)
     figure = Figure(figsize=(10, len(kinds) * (0.22 * rows + 0.8)), layout="constrained")
     axes = figure.subplots(len(kinds), 2, squeeze=False, width_ratios=(3, 2))
     for (bars, scatter), kind in zip(axes, kinds, strict=True):
-        means = {row["name"].partition(", ")[0] for row in shown[kind] if "seeds" in row}
-        for place, row in enumerate(shown[kind]):
+        means = {
+            row["name"].partition(", ")[0] for row in found[kind]["policies"] if "seeds" in row
+        }
+        for place, row in enumerate(found[kind]["policies"]):
             mean = 100 * row["metrics"]["accuracy"]
             low, high = (100 * v for v in row["intervals_95"]["accuracy"])
             colour = "tab:orange" if row.get("run") else "tab:blue"
@@ -385,10 +381,11 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
             at = (-11 if row.get("run") else 3, 2 if place % 2 else -8)
             text = str(place + 1)
             scatter.annotate(text, (kept, mean), at, textcoords="offset points", fontsize=7)
-        names = [f"{row['name']}  {n}" for n, row in enumerate(shown[kind], 1)]
+        names = [f"{row['name']}  {n}" for n, row in enumerate(found[kind]["policies"], 1)]
         bars.set_yticks(range(len(names)), names, fontsize=7)
         bars.invert_yaxis()
-        bars.set_title(kind, fontsize=9, loc="left")
+        title = kind.replace("-mixed", ", the policies of the mixture")
+        bars.set_title(title, fontsize=9, loc="left")
         bars.grid(axis="x", alpha=0.3)
         scatter.grid(alpha=0.3)
         scatter.set_ylabel("accuracy, %", fontsize=8)

@@ -238,22 +238,18 @@ def _targets(found: dict[str, Any]) -> Iterator[str]:
             say(text, met, _with_interval(more, True))
     together = found.get("alternating-mixed", {})
     text = "alternating: at least 50 % of what the mixture costs recovered"
-    agent, *controls, clean, keep = (
-        _row(together, name)
-        for name in ("alternating", "random-masks", "unmasked", "clean", "keep-all")
-    )
-    if agent is None or clean is None or keep is None:
+    rows = [_row(together, name) for name in ("alternating", "clean", "keep-all")]
+    values = [row["metrics"]["accuracy"] for row in rows if row is not None]
+    if len(values) < 3 or values[1] <= values[2]:
         say(text, None, "")
     else:
-        least, most = (row["metrics"]["accuracy"] for row in (keep, clean))
-
-        def of_what_was_lost(accuracy: float) -> str:
-            return f"{_number((accuracy - least) / (most - least))} %"
-
-        without = ", ".join(of_what_was_lost(row["full"]["accuracy"]) for row in controls if row)
-        found_share = of_what_was_lost(agent["metrics"]["accuracy"])
-        met = agent["metrics"]["accuracy"] - least >= (most - least) / 2
-        say(text, met, f"{found_share} (random masks, unmasked: {without})")
+        own, most, least = values
+        controls = [_row(together, name) for name in ("random-masks", "unmasked")]
+        found_all = [own, *(row["full"]["accuracy"] for row in controls if row is not None)]
+        shares = [(accuracy - least) / (most - least) for accuracy in found_all]
+        with_agent, *without = (f"{_number(value)} %" for value in shares)
+        seen = f"{with_agent} (random masks, unmasked: {', '.join(without)})"
+        say(text, shares[0] >= 0.5, seen)
     yield "## What was asked, and what was found\n"
     yield _table(["asked", "", "found, in percent or points"], lines)
 
@@ -315,13 +311,12 @@ def _alternating(found: dict[str, Any], runs: dict[str, Any]) -> Iterator[str]:
         return
     yield "## Recognizer and agent trained in turn\n"
     yield (
-        "After the agent's turn, the mixture's training of the same seed, comes the recognizer's: "
-        "the one used to holes is trained on occluded faces masked by that agent (`alternating`) "
-        "and, for as many steps, on randomly masked (`random-masks`) and on unmasked ones "
-        "(`unmasked`), to make of them what it made of the uncovered face. *Masked* is the "
-        "accuracy of what the agent leaves, *full* that of the full image, by the trained "
-        "recognizer; differences are to the frozen one with everything kept. So the controls' "
-        "*full* has no agent at all.\n"
+        "The recognizer used to holes is trained on occluded faces masked by the agent "
+        "(`alternating`) and, for as many steps, on randomly masked (`random-masks`) and on "
+        "unmasked ones (`unmasked`), to make of them what it made of the uncovered face. "
+        "*Masked* is the accuracy of what the agent leaves, *full* that of the full image, by the "
+        "trained recognizer; differences are to the frozen one with everything kept. The controls "
+        "have no trained agent.\n"
     )
     for kind in ("mixed", "clean"):
         if f"alternating-{kind}" not in found:

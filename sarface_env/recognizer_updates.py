@@ -142,11 +142,10 @@ class RecognizerUpdates:
         if self.step >= steps:
             return float("nan")
         self.trained.train()
-        while True:
+        while self.step < steps:
             loss = self._update(predict)
-            if self.step == steps:
-                break
-            after_step(loss)
+            if self.step < steps:
+                after_step(loss)
         self.trained.eval()
         self._refresh()
         return loss

@@ -294,10 +294,12 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         schedule.optimizer,
         schedule.lr,
         schedule.rounds * schedule.recognizer_steps if schedule.decay else None,
+        schedule.warmup,
         schedule.weight_decay,
         options.seed,
         schedule.head,
         schedule.margin,
+        schedule.temperature,
         [judge],
     )
     updates.folder = folder

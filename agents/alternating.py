@@ -38,12 +38,18 @@ class AlternatingOptions:
     """Its learning rate."""
     decay: bool = False
     """Let the learning rate fall to zero along a cosine instead of keeping it constant."""
+    warmup: int = 0
+    """Steps in which the learning rate rises to that. AdamW's first steps are as long as any, and
+    can undo more of what the recognizer knows than a short training mends."""
     weight_decay: float = 5e-4
     """Its weight decay, of matrices and convolutions."""
     head: Literal["cosface", "arcface", "adaface", "none"] = "cosface"
     """Margin head for people who are enrolled from photographs: what it starts from are the means
     of their images. With `none` there are no classes; the recognizer then learns to make of a
     masked face what it first made of the whole, uncovered one."""
+    temperature: float = 0.0
+    """Without a head: tell people apart as well, by a softmax of the cosines to what they are known
+    by, over this temperature. With 0, being near what was made of the whole face is all."""
     margin: float = 0.1
     """Margin of that head. Smaller than in training from scratch, because the recognizer knows
     these people already, by cosines that may lie close together."""
@@ -56,10 +62,15 @@ class AlternatingOptions:
             ("policy_steps", 0),
             ("recognizer_steps", 0),
             ("batch_size", 1),
+            ("warmup", 0),
             ("patience", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.temperature and self.head != "none":
+            raise ValueError(f"temperature goes with head none; head {self.head} has its own scale")
 
 
 class Updates(Protocol):

@@ -391,7 +391,10 @@ class Bench:
         )
 
     def rows(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Numbers of every policy for JSON, with its differences to keep-all and to fixed."""
+        """Numbers of every policy for JSON, with its differences to keep-all and to fixed.
+
+        Means over seeds are compared with each other too, and with each other's full images.
+        """
         by_name = {result["name"]: result for result in results}
         full = self.main.full
         rows = []
@@ -403,6 +406,10 @@ class Bench:
             against = {"keep-all": full, "full": own}
             if "fixed" in by_name:
                 against["fixed"] = by_name["fixed"]["result"]
+            for other in results if "seeds" in result else []:
+                if "seeds" in other and other is not result:
+                    against[other["name"]] = other["result"]
+                    against[f"{other['name']}, full"] = other["full"]
             row["full"]["to_keep-all"] = judge.difference(own, full)["accuracy"]
             row["differences"] = {
                 other: judge.difference(result["result"], value) for other, value in against.items()

@@ -38,8 +38,8 @@ ORACLES = ("oracle-occluder", "oracle-regions")
 # Alternating training and its controls: the same steps of the recognizer on other faces.
 ALTERNATING = {
     "alternating": [],
-    "random-masks": ["--alternating.policy_steps", "0", "--alternating.masks", "random"],
-    "unmasked": ["--alternating.policy_steps", "0", "--alternating.mix", "0"],
+    "random-masks": ["--alternating.masks", "random"],
+    "unmasked": ["--alternating.mix", "0"],
 }
 _COMPARED = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
 _PREFERENCE = [*_COMPARED, "--validate_every", "512"]
@@ -94,13 +94,14 @@ class Options:
         default_factory=lambda: {
             "mixed": [*_WEIGHED, "--steps", "12288", "--coverings", "8"],
             "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
-            "mask": [*_PREFERENCE, "--steps", "3072", "--coverings", "3", *_PARSED],
+            "mask": [
+                *(*_PREFERENCE, "--steps", "5120", "--coverings", "3", *_PARSED),
+                *("--preference.finish", "0.5"),
+            ],
             "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
-            "in turn": [*_VALUE, "--steps", "8192", "--coverings", "8"],
         }
     )
-    """Further options by what covers the faces; for what is not named, those of the mixture. And of
-    training in turn, on the mixture."""
+    """Further options by what covers the faces; for what is not named, those of the mixture."""
     holes: list[str] = field(
         default_factory=lambda: [
             *("--agent", "reinforce", "--partition", "grid5x5", "--alternate", "true"),
@@ -115,13 +116,15 @@ class Options:
     with random cells missing, and learns to make of them what it made of the whole face."""
     turns: list[str] = field(
         default_factory=lambda: [
-            *("--alternating.rounds", "2", "--alternating.policy_steps", "2048"),
-            *("--alternating.recognizer_steps", "64", "--alternating.batch_size", "32"),
-            *("--alternating.head", "none", "--alternating.lr", "2e-4"),
+            *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
+            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "32"),
+            *("--alternating.masks", "greedy", "--alternating.head", "none"),
+            *("--alternating.temperature", "0.01"),
+            *("--alternating.lr", "1e-4", "--alternating.warmup", "20"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
         ]
     )
-    """Further options of alternating training."""
+    """Further options of the recognizer's turn, after that of the mixture's agents."""
     fixed_calls: int = 21_000
     """Images scored to find the best fixed mask."""
     occlusion_seeds: list[int] = field(default_factory=lambda: [0, 1])
@@ -148,8 +151,7 @@ class Options:
             self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]
-            self.turns = [*self.turns, *few, "--alternating.policy_steps", "64"]
-            self.turns += ["--val_faces", "20"]
+            self.turns = [*self.turns, *few, "--val_faces", "20"]
             self.fixed_calls = min(self.fixed_calls, 600)
 
 
@@ -203,18 +205,17 @@ def make_all(options: Options) -> None:
             judge(options, f"alternating-{kind}", kind, names, seeds=[0])
 
 
-def training_command(
-    options: Options, kind: str, seed: str, recipe: str | None = None
-) -> list[str]:
-    """Arguments of `train_agent.py` for one agent; the recipe is that of its kind by default."""
-    own = options.recipes.get(recipe or kind, options.recipes["mixed"])
+def training_command(options: Options, kind: str, seed: str) -> list[str]:
+    """Arguments of `train_agent.py` for one agent."""
+    own = options.recipes.get(kind, options.recipes["mixed"])
     where = _where(options, kind, used_to_holes(options))
     return [*where, "--seed", seed, *options.train, *own]
 
 
 def alternating_command(options: Options, name: str, seed: str) -> list[str]:
     """Arguments of `train_agent.py` for one of `ALTERNATING`."""
-    argv = [*training_command(options, "mixed", seed, "in turn"), "--alternate", "true"]
+    agent = options.runs / f"mixed-{seed}" / "best" / "agent.safetensors"
+    argv = [*training_command(options, "mixed", seed), "--start", str(agent), "--alternate", "true"]
     return [*argv, *options.turns, *ALTERNATING[name]]
 
 

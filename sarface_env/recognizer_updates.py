@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recognizer.recognizer import Recognizer
@@ -28,8 +29,9 @@ class RecognizerUpdates:
     Where people are known by their enrolled images, they get class weights for the training, which
     start as what they are known by; they are judged by their images still, enrolled anew. Or the
     recognizer learns to see through the masks without any classes: every masked face is drawn to
-    what the first recognizer made of the same face, whole and uncovered. That needs few people,
-    and leaves whole faces about where they were.
+    what the first recognizer made of the same face, whole and uncovered, and, with a `temperature`,
+    away from what other people are known by. That needs few people, and leaves whole faces about
+    where they were.
 
     The faces of a batch and which of them are masked are functions of (seed, step).
 
@@ -43,11 +45,13 @@ class RecognizerUpdates:
         optimizer: `sgd` with momentum 0.9, or `adamw`.
         lr: learning rate.
         decay_steps: steps in which the learning rate falls to zero along a cosine; None: constant.
+        warmup: steps in which it rises, at first.
         weight_decay: of matrices and convolutions.
         seed: of the order of faces and of the mixing.
         head: margin head of people who are enrolled: `cosface`, `adaface` or `arcface`; `none` for
             the first recognizer's embeddings as targets.
         margin: of that head.
+        temperature: without a head, of the softmax by which people are told apart; 0: they are not.
         followers: other scorers of the same recognizer, which take over its changes too.
 
     Attributes:
@@ -68,15 +72,17 @@ class RecognizerUpdates:
         optimizer: str = "adamw",
         lr: float = 1e-4,
         decay_steps: int | None = None,
+        warmup: int = 0,
         weight_decay: float = 5e-4,
         seed: int = 0,
         head: str = "cosface",
         margin: float = 0.1,
+        temperature: float = 0.0,
         followers: Sequence[MarginScorer | EnrolledScorer] = (),
     ):
         inner = env.unwrapped
         self.core, self.mix, self.batch_size, self.seed = inner.core, mix, batch_size, seed
-        self.masks, self.lr, self.decay_steps = masks, lr, decay_steps
+        self.masks, self.lr, self.decay_steps, self.warmup = masks, lr, decay_steps, warmup
         scorer = self.core.scorer
         if not isinstance(scorer, MarginScorer | EnrolledScorer):
             raise ValueError(
@@ -91,6 +97,7 @@ class RecognizerUpdates:
             raise ValueError(f"{len(self.core)} faces are too few for a batch of {batch_size}")
         self.scorers = [scorer, *followers]
         self.trained = scorer.recognizer
+        self.temperature = temperature
         self._whole: Tensor | None = None  # of every face, however it is covered
         if head == "none":
             if not isinstance(scorer, EnrolledScorer):
@@ -98,7 +105,9 @@ class RecognizerUpdates:
                     "head none takes the embeddings of enrolled faces as targets; here a "
                     f"{type(scorer).__name__} judges"
                 )
-            self._whole = scorer.gallery.embeddings[scorer.targets.to(scorer.device)]
+            rows = scorer.targets.to(scorer.device)
+            self._whole = scorer.gallery.embeddings[rows]
+            self._people, self._person = scorer.gallery.weights, scorer.gallery.labels[rows]
         elif isinstance(scorer, EnrolledScorer):
             # The same backbone with a head of its own.
             self.trained = Recognizer(
@@ -176,10 +185,11 @@ class RecognizerUpdates:
         loss = self._loss(images, faces, labels.to(self.trained.device))
         if not torch.isfinite(loss):
             self._stop({"index": faces, "masks": masks, "images": images, "labels": labels})
+        rate = self.lr * min(1, (self.step + 1) / max(1, self.warmup))
         if self.decay_steps:
-            left = (1 + math.cos(math.pi * min(1, self.step / self.decay_steps))) / 2
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * left
+            rate *= (1 + math.cos(math.pi * min(1, self.step / self.decay_steps))) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -193,7 +203,13 @@ class RecognizerUpdates:
         if torch.rand(()) < 0.5:
             images = images.flip(-1)
         assert self._whole is not None
-        return (1 - (self.trained.embed(images)[0] * self._whole[faces]).sum(1)).mean()
+        embeddings = self.trained.embed(images)[0]
+        loss = (1 - (embeddings * self._whole[faces]).sum(1)).mean()
+        if self.temperature:
+            logits = embeddings @ self._people.T / self.temperature
+            # In units of cosines, like the first part.
+            loss += self.temperature * F.cross_entropy(logits, self._person[faces])
+        return loss
 
     def _stop(self, batch: dict[str, Tensor]) -> None:
         kept = ""

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from agents.alternating import AlternatingOptions, Alternation
 from recognizer.backbones import build_backbone
@@ -25,6 +26,14 @@ def make_env(num_envs=4, scorer=None, faces=None):
         partition="grid2x3",
         observation="regions+image",
     )
+
+
+def plain_recognizer():
+    """A network that does the same in training as in judging: without dropout and statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 64), nn.Tanh()
+        return Recognizer(nn.Sequential(*layers, nn.Linear(64, 16)), InputSpec(), name="plain")
 
 
 def mean_loss(updates, steps, predict=None):
@@ -179,7 +188,7 @@ def test_people_who_are_enrolled_get_class_weights_for_training_alone():
 
 
 def test_without_a_head_masked_faces_are_drawn_to_the_whole_ones_embeddings():
-    recognizer = Recognizer(build_backbone("ir_tiny"), InputSpec(), name="ir_tiny").eval()
+    recognizer = plain_recognizer()
     faces = toy_faces(size=32)
     faces.labels = torch.arange(12) % 4
     env = make_env(scorer=EnrolledScorer(recognizer, faces, "cpu"), faces=faces)
@@ -197,6 +206,40 @@ def test_without_a_head_masked_faces_are_drawn_to_the_whole_ones_embeddings():
     assert near() > before + 0.1 * (1 - before)
     with pytest.raises(ValueError, match=r"head none .* here a MarginScorer judges"):
         RecognizerUpdates(make_env(), 4, head="none")
+
+
+def test_without_a_head_people_are_told_apart_by_their_means():
+    recognizer = plain_recognizer()
+    faces = toy_faces(size=32)
+    faces.labels = torch.arange(12) % 4
+    env = make_env(scorer=EnrolledScorer(recognizer, faces, "cpu"), faces=faces)
+    whole = embed_flipped(recognizer.embed, faces.images).double().numpy()
+    means = np.stack([whole[person::4].sum(0) for person in range(4)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    expected = []
+    for images in (faces.images, faces.images.flip(-1)):  # which of them is left to chance
+        own = recognizer.embed(images)[0].double().detach().numpy()
+        powers = np.exp(own @ means.T / 0.1)
+        right = powers[np.arange(12), np.arange(12) % 4] / powers.sum(1)
+        expected.append((1 - (own * whole).sum(1)).mean() - 0.1 * np.log(right).mean())
+    updates = RecognizerUpdates(env, 12, 0.0, head="none", temperature=0.1)
+    loss = mean_loss(updates, 1)
+    assert min(abs(loss - value) for value in expected) < 1e-5
+    with pytest.raises(ValueError, match="temperature goes with head none; head arcface has"):
+        AlternatingOptions(head="arcface", temperature=0.1)
+    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
+        AlternatingOptions(head="none", temperature=-1)
+
+
+def test_the_rate_rises_before_it_falls():
+    updates, rates = RecognizerUpdates(make_env(), 12, lr=1e-3, decay_steps=8, warmup=4), []
+    for step in range(1, 9):
+        updates.learn(step, lambda obs: np.ones((len(obs), updates.core.bits)))
+        rates.append(updates.optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.25e-3)
+    assert rates[2] == pytest.approx(0.75e-3 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[4] == pytest.approx(0.5e-3)
+    assert max(rates) == rates[3]
 
 
 def test_chance_masks_up_to_a_share_of_the_regions_and_rates_fall_to_zero(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -217,6 +218,25 @@ def test_seeds_are_averaged(folder, weights):
     both = (one.samples["accuracy"] + other.samples["accuracy"]) / 2
     expected = np.percentile(both, [2.5, 97.5])
     assert list(found.intervals["accuracy"]) == pytest.approx(list(expected))
+
+
+def test_means_over_seeds_are_compared_with_each_other(folder, weights):
+    judge = judge_of(folder, weights)
+    everything = torch.ones(len(judge.data.faces), 112, 112).bool()
+    full, nothing = judge.full, judge.masked(~everything, "mean", "")
+    runs = [
+        {"name": f"{name}-{seed}", "run": True, "seconds": 1, "judge": judge}
+        | {"result": result, "full": nothing, "dropped": {"kept": 1}}
+        for name, results in (("a", [full, nothing]), ("b", [full, full]))
+        for seed, result in enumerate(results)
+    ]
+    found = [*runs, *policies.mean_over_seeds(runs)]
+    rows = policies.Bench.rows(SimpleNamespace(main=judge), found)  # type: ignore[arg-type]
+    rows = {row["name"]: row["differences"] for row in rows}
+    assert set(rows["a-0"]) == {"keep-all", "full"}
+    gain = (0.5 - full["verification"].metrics["accuracy"]) / 2
+    assert rows["a, 2 seeds"]["b, 2 seeds"]["accuracy"]["mean"] == pytest.approx(gain)
+    assert rows["a, 2 seeds"]["b, 2 seeds, full"]["accuracy"]["mean"] == pytest.approx(-gain)
 
 
 def test_a_few_pairs(folder, weights):

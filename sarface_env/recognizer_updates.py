@@ -1,6 +1,5 @@
 """Training steps of the recognizer that judges an environment, on faces masked by a policy."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from recognizer.recognizer import Recognizer
 from recognizer.training import Objective, TrainingDivergedError
 from recognizer.training_options import TrainOptions
-from recognizer.training_setup import build_optimizer
+from recognizer.training_setup import build_optimizer, learning_rate
 from sarface_env.env import SARFaceVectorEnv
 from sarface_env.episodes import Episodes
 from sarface_env.region_dropout import random_masks
@@ -82,7 +81,16 @@ class RecognizerUpdates:
     ):
         inner = env.unwrapped
         self.core, self.mix, self.batch_size, self.seed = inner.core, mix, batch_size, seed
-        self.masks, self.lr, self.decay_steps, self.warmup = masks, lr, decay_steps, warmup
+        self.masks, self.decay_steps = masks, decay_steps
+        self.options = TrainOptions(
+            optimizer=optimizer,  # type: ignore[arg-type]
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            schedule="cosine" if decay_steps else "steps",
+            milestones=[],
+            epochs=1,
+        )
         scorer = self.core.scorer
         if not isinstance(scorer, MarginScorer | EnrolledScorer):
             raise ValueError(
@@ -117,10 +125,7 @@ class RecognizerUpdates:
                 scorer.recognizer.name,
             ).to(scorer.device)
         self.objective = Objective(self.trained) if self._whole is None else None
-        self.optimizer = build_optimizer(
-            self.trained,
-            TrainOptions(optimizer=optimizer, lr=lr, weight_decay=weight_decay),  # type: ignore[arg-type]
-        )
+        self.optimizer = build_optimizer(self.trained, self.options)
         options = inner.options
         self._shown = Episodes(self.core, batch_size, options.observation, options.obs_size)
         self.step = 0
@@ -185,9 +190,8 @@ class RecognizerUpdates:
         loss = self._loss(images, faces, labels.to(self.trained.device))
         if not torch.isfinite(loss):
             self._stop({"index": faces, "masks": masks, "images": images, "labels": labels})
-        rate = self.lr * min(1, (self.step + 1) / max(1, self.warmup))
-        if self.decay_steps:
-            rate *= (1 + math.cos(math.pi * min(1, self.step / self.decay_steps))) / 2
+        over = self.decay_steps or self.step + 1
+        rate = learning_rate(self.options, min(self.step, over), over)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()

@@ -288,19 +288,20 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
     agent = build_agent(options, env, folder)
     updates = RecognizerUpdates(
         env,  # type: ignore[arg-type]
-        schedule.batch_size,
-        schedule.mix,
-        schedule.masks,
-        schedule.optimizer,
-        schedule.lr,
-        schedule.rounds * schedule.recognizer_steps if schedule.decay else None,
-        schedule.warmup,
-        schedule.weight_decay,
-        options.seed,
-        schedule.head,
-        schedule.margin,
-        schedule.temperature,
-        [judge],
+        batch_size=schedule.batch_size,
+        mix=schedule.mix,
+        masks=schedule.masks,
+        optimizer=schedule.optimizer,
+        lr=schedule.lr,
+        decay_steps=schedule.rounds * schedule.recognizer_steps if schedule.decay else None,
+        warmup=schedule.warmup,
+        weight_decay=schedule.weight_decay,
+        seed=options.seed,
+        head=schedule.head,
+        margin=schedule.margin,
+        temperature=schedule.temperature,
+        frozen=schedule.frozen,
+        followers=[judge],
     )
     updates.folder = folder
     validation = Validation(make_env(options, "val", JUDGE, judge), options.val_faces)

@@ -43,6 +43,9 @@ class AlternatingOptions:
     can undo more of what the recognizer knows than a short training mends."""
     weight_decay: float = 5e-4
     """Its weight decay, of matrices and convolutions."""
+    frozen: int = 0
+    """So many of its first layers stay as they are: layers are convolutions and dense ones. The
+    first ones see the largest maps, and take most of a step's time."""
     head: Literal["cosface", "arcface", "adaface", "none"] = "cosface"
     """Margin head for people who are enrolled from photographs: what it starts from are the means
     of their images. With `none` there are no classes; the recognizer then learns to make of a
@@ -63,6 +66,7 @@ class AlternatingOptions:
             ("recognizer_steps", 0),
             ("batch_size", 1),
             ("warmup", 0),
+            ("frozen", 0),
             ("patience", 0),
         ):
             if getattr(self, name) < least:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from recognizer.recognizer import Recognizer
 from recognizer.training import Objective, TrainingDivergedError
@@ -51,6 +51,8 @@ class RecognizerUpdates:
             the first recognizer's embeddings as targets.
         margin: of that head.
         temperature: without a head, of the softmax by which people are told apart; 0: they are not.
+        frozen: so many of the backbone's convolutions and dense layers, in the order in which it
+            defines them, stay as they are.
         followers: other scorers of the same recognizer, which take over its changes too.
 
     Attributes:
@@ -58,8 +60,8 @@ class RecognizerUpdates:
         folder: where a batch whose loss is no number is saved, if given.
 
     Raises:
-        ValueError: the recognizer has no class weights to train, there are too few faces, or `none`
-            where nobody is enrolled.
+        ValueError: the recognizer has no class weights to train, there are too few faces, `none`
+            where nobody is enrolled, or nothing is left to train.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class RecognizerUpdates:
         head: str = "cosface",
         margin: float = 0.1,
         temperature: float = 0.0,
+        frozen: int = 0,
         followers: Sequence[MarginScorer | EnrolledScorer] = (),
     ):
         inner = env.unwrapped
@@ -124,6 +127,9 @@ class RecognizerUpdates:
                 scorer.gallery.head(head, m=margin),
                 scorer.recognizer.name,
             ).to(scorer.device)
+        # Convolutions on a processor are a fifth faster forth and back with this memory layout.
+        self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _freeze(self.trained.backbone, frozen)
         self.objective = Objective(self.trained) if self._whole is None else None
         self.optimizer = build_optimizer(self.trained, self.options)
         options = inner.options
@@ -241,3 +247,11 @@ class RecognizerUpdates:
         self.trained.load_state_dict(state["recognizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._refresh()
+
+
+def _freeze(backbone: nn.Module, count: int) -> None:
+    layers = [m for m in backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    if count >= len(layers):
+        raise ValueError(f"frozen must be less than the backbone's {len(layers)} layers: {count}")
+    for layer in layers[:count]:
+        layer.requires_grad_(False)

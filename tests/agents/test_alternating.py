@@ -231,6 +231,21 @@ def test_without_a_head_people_are_told_apart_by_their_means():
         AlternatingOptions(head="none", temperature=-1)
 
 
+def test_frozen_layers_stay_as_they_are_and_the_others_learn():
+    recognizer = plain_recognizer()
+    faces = toy_faces(size=32)
+    faces.labels = torch.arange(12) % 4
+    env = make_env(scorer=EnrolledScorer(recognizer, faces, "cpu"), faces=faces)
+    layers = [m for m in recognizer.backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    before = [layer.weight.detach().clone() for layer in layers]
+    updates = RecognizerUpdates(env, 12, 0.0, lr=1e-3, head="none", frozen=1)
+    updates.learn(2, lambda obs: np.ones((len(obs), env.core.bits)))
+    same = [torch.equal(old, layer.weight) for old, layer in zip(before, layers, strict=True)]
+    assert same == [True, False]
+    with pytest.raises(ValueError, match=rf"less than the backbone's {len(layers)} layers: 2"):
+        RecognizerUpdates(env, 12, head="none", frozen=2)
+
+
 def test_the_rate_rises_before_it_falls():
     updates, rates = RecognizerUpdates(make_env(), 12, lr=1e-3, decay_steps=8, warmup=4), []
     for step in range(1, 9):

@@ -41,15 +41,18 @@ ALTERNATING = {
     "random-masks": ["--alternating.masks", "random"],
     "unmasked": ["--alternating.mix", "0"],
 }
-_COMPARED = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
-_PREFERENCE = [*_COMPARED, "--validate_every", "512"]
+_PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
+_PREFERENCE += ["--preference.epochs", "3"]
+# For one kind of occluder, all of what is learned from is there before learning begins.
+_ONE_KIND = [*_PREFERENCE, "--preference.finish", "0.5", "--preference.collect", "0.9"]
+_ONE_KIND += ["--steps", "4096", "--coverings", "3", "--validate_every", "512"]
 # Most blocks of the mixture's faces hide nothing: what dropping them costs counts. It takes many
-# faces, so half of them are climbed by half only, in the precision that the machine is best at.
-_WEIGHED = [*_COMPARED, "--preference.epochs", "5", "--preference.weigh", "true"]
-_WEIGHED += ["--preference.threshold", "0.05", "--validate_every", "1024"]
-_WEIGHED += ["--preference.finish", "0.5", "--precision", "fastest"]
+# faces, so most are climbed in part only, in the precision that the machine is best at.
+_WEIGHED = [*_PREFERENCE, "--preference.weigh", "true", "--preference.threshold", "0.05"]
+_WEIGHED += ["--preference.finish", "0.25", "--precision", "fastest"]
+_WEIGHED += ["--steps", "12288", "--coverings", "8", "--validate_every", "1024"]
 _VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
-_VALUE += ["--validate_every", "1024"]
+_VALUE += ["--steps", "2048", "--coverings", "3", "--validate_every", "1024"]
 # Its cells end where a mask ends, as far as the parser sees that.
 _PARSED = ["--partition", "sarface24xgrid4x4"]
 
@@ -92,14 +95,10 @@ class Options:
     """Options of `train_agent.py` for every agent."""
     recipes: dict[str, list[str]] = field(
         default_factory=lambda: {
-            "mixed": [*_WEIGHED, "--steps", "12288", "--coverings", "8"],
-            "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
-            "mask": [
-                *(*_PREFERENCE, "--steps", "4096", "--coverings", "3", *_PARSED),
-                *("--preference.finish", "0.5", "--preference.epochs", "3"),
-                *("--preference.collect", "0.9"),
-            ],
-            "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
+            "mixed": _WEIGHED,
+            "patch": _ONE_KIND,
+            "mask": [*_ONE_KIND, *_PARSED],
+            "sunglasses": _VALUE,
         }
     )
     """Further options by what covers the faces; for what is not named, those of the mixture."""
@@ -121,7 +120,8 @@ class Options:
             *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "32"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
             *("--alternating.temperature", "0.01"),
-            *("--alternating.lr", "1e-4", "--alternating.warmup", "20"),
+            *("--alternating.frozen", "15", "--alternating.lr", "2e-4"),
+            *("--alternating.warmup", "40"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
         ]
     )
@@ -280,9 +280,10 @@ def judge(
     argv += ["--examples", str(options.runs / f"{name}.png")]
     path = options.results / f"{name}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    # Agents that were trained again meanwhile are judged again.
-    agents = [file for name in names for file in Path(name).rglob("agent.safetensors")]
-    changed = any(file.stat().st_mtime > path.stat().st_mtime for file in agents if done)
+    # Agents and recognizers that were trained again meanwhile are judged again.
+    weights = [file for name in names for file in Path(name).rglob("*.safetensors")]
+    weights += [file for file in [Path(recognizer or used_to_holes(options))] if file.is_file()]
+    changed = any(file.stat().st_mtime > path.stat().st_mtime for file in weights if done)
     if done.get("arguments") == argv and not changed:
         return
     _log.info("judging %s", name)

@@ -95,10 +95,10 @@ class Options:
     """Options of `train_agent.py` for every agent."""
     recipes: dict[str, list[str]] = field(
         default_factory=lambda: {
-            "mixed": _WEIGHED,
-            "patch": _ONE_KIND,
+            "mixed": [*_WEIGHED],
+            "patch": [*_ONE_KIND],
             "mask": [*_ONE_KIND, *_PARSED],
-            "sunglasses": _VALUE,
+            "sunglasses": [*_VALUE],
         }
     )
     """Further options by what covers the faces; for what is not named, those of the mixture."""

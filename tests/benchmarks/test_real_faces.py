@@ -30,7 +30,7 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     options.train += ["--partition", "grid2x2", "--obs_size", "16", "--num_envs", "4"]
     for recipe in options.recipes.values():
         recipe += ["--steps", "8", "--validate_every", "8"]
-    options.turns += ["--alternating.batch_size", "4"]
+    options.turns += ["--alternating.batch_size", "4", "--alternating.frozen", "1"]
     options.fixed_calls, options.samples = 30, 20
     real_faces.make_all(options)
     page = write_page(options.results).read_text()
@@ -57,13 +57,15 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     for module, name in ((real_faces, "train"), (real_faces, "train_in_turn"), (policies, "run")):
         monkeypatch.setattr(module, name, never)
     real_faces.make_all(options)
-    # Other options, or another agent: judged again.
+    # Other options, another agent or another recognizer: judged again.
     options.fixed_calls = 31
     with pytest.raises(AssertionError, match="made twice"):
         real_faces.make_all(options)
     options.fixed_calls = 30
-    agent = options.runs / "mixed-0" / "best" / "agent.safetensors"
     now = time.time()
-    os.utime(agent, (now, now + 60))
-    with pytest.raises(AssertionError, match="made twice"):
-        real_faces.make_all(options)
+    for run, file in (("mixed-0/best", "agent"), ("holes/last", "recognizer")):
+        weights_file = options.runs / run / f"{file}.safetensors"
+        os.utime(weights_file, (now, now + 60))
+        with pytest.raises(AssertionError, match="made twice"):
+            real_faces.make_all(options)
+        os.utime(weights_file, (now, now - 600))

@@ -45,12 +45,12 @@ _PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference
 _PREFERENCE += ["--preference.epochs", "3"]
 # For one kind of occluder, all of what is learned from is there before learning begins.
 _ONE_KIND = [*_PREFERENCE, "--preference.finish", "0.5", "--preference.collect", "0.9"]
-_ONE_KIND += ["--steps", "4096", "--coverings", "3", "--validate_every", "512"]
+_ONE_KIND += ["--steps", "3072", "--coverings", "3", "--validate_every", "512"]
 # Most blocks of the mixture's faces hide nothing: what dropping them costs counts. It takes many
 # faces, so most are climbed in part only, in the precision that the machine is best at.
 _WEIGHED = [*_PREFERENCE, "--preference.weigh", "true", "--preference.threshold", "0.05"]
 _WEIGHED += ["--preference.finish", "0.25", "--precision", "fastest"]
-_WEIGHED += ["--steps", "12288", "--coverings", "8", "--validate_every", "1024"]
+_WEIGHED += ["--steps", "10240", "--coverings", "8", "--validate_every", "1024"]
 _VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
 _VALUE += ["--steps", "2048", "--coverings", "3", "--validate_every", "1024"]
 # Its cells end where a mask ends, as far as the parser sees that.
@@ -203,7 +203,8 @@ def make_all(options: Options) -> None:
                 together.append(str(options.runs / f"{name}-{seed}" / "last"))
         for kind in ("mixed", "clean"):
             names = ["clean", "keep-all", *together]
-            judge(options, f"alternating-{kind}", kind, names, seeds=[0])
+            # A cohort for each of many recognizers takes long.
+            judge(options, f"alternating-{kind}", kind, names, seeds=[0], normalize=False)
 
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
@@ -267,13 +268,14 @@ def judge(
     further: list[str] | None = None,
     seeds: list[int] | None = None,
     recognizer: str | None = None,
+    normalize: bool = True,
 ) -> None:
     """Judge policies on one kind of occlusion, unless the very same has been done."""
     argv = ["--data", str(options.data), "--recognizer", recognizer or used_to_holes(options)]
     argv += ["--parser", options.parser, "--folds", options.folds, "--occlusion", kind]
     ways = [0] if kind == "clean" else (seeds or options.occlusion_seeds)
     argv += ["--occlusion-seeds", *map(str, ways), "--fixed-calls", str(options.fixed_calls)]
-    argv += ["--samples", str(options.samples), "--normalize"]
+    argv += ["--samples", str(options.samples), *(["--normalize"] if normalize else [])]
     argv += [] if options.pairs is None else ["--pairs", str(options.pairs)]
     argv += ["--policies", *names, *(further or [])]
     argv += ["--name", name, "--output", os.path.relpath(options.results)]

@@ -45,14 +45,14 @@ _PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference
 _PREFERENCE += ["--preference.epochs", "3"]
 # For one kind of occluder, all of what is learned from is there before learning begins.
 _ONE_KIND = [*_PREFERENCE, "--preference.finish", "0.5", "--preference.collect", "0.9"]
-_ONE_KIND += ["--steps", "3072", "--coverings", "3", "--validate_every", "512"]
+_ONE_KIND += ["--steps", "3072", "--coverings", "2", "--validate_every", "512"]
 # Most blocks of the mixture's faces hide nothing: what dropping them costs counts. It takes many
 # faces, so most are climbed in part only, in the precision that the machine is best at.
 _WEIGHED = [*_PREFERENCE, "--preference.weigh", "true", "--preference.threshold", "0.05"]
 _WEIGHED += ["--preference.finish", "0.25", "--precision", "fastest"]
-_WEIGHED += ["--steps", "10240", "--coverings", "8", "--validate_every", "1024"]
+_WEIGHED += ["--steps", "8192", "--coverings", "4", "--validate_every", "1024"]
 _VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
-_VALUE += ["--steps", "2048", "--coverings", "3", "--validate_every", "1024"]
+_VALUE += ["--steps", "2048", "--coverings", "2", "--validate_every", "1024"]
 # Its cells end where a mask ends, as far as the parser sees that.
 _PARSED = ["--partition", "sarface24xgrid4x4"]
 
@@ -117,7 +117,7 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "32"),
+            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "24"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
             *("--alternating.temperature", "0.01"),
             *("--alternating.frozen", "15", "--alternating.lr", "2e-4"),

@@ -235,8 +235,12 @@ def make_run(options: Options, name: str, argv: list[str]) -> None:
     """Train, or go on training, one agent, unless that is done; note what it took."""
     folder = options.runs / name
     argv = [*argv, "--run", str(folder)]
+    path = options.results / "runs.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    before, preparing = _seconds(folder), about.get(name, {}).get("preparing", 0.0)
     if not (folder / "last" / "agent.safetensors").is_file():
         _log.info("training %s", folder)
+        start = time.monotonic()
         run = parse_options(TrainOptions, [*argv, "--resume", "true"], SHORT)
         prepare_run(folder, resume=True)
         check_config(run, folder)
@@ -244,20 +248,28 @@ def make_run(options: Options, name: str, argv: list[str]) -> None:
             train_in_turn(run, folder)
         else:
             train(run, folder)
+        # Faces made and parsed at first use, people enrolled.
+        preparing = preparing if before else 0.0
+        preparing += time.monotonic() - start - (_seconds(folder) - before)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     metrics: dict[str, Any] = {}
     for line in lines:
         metrics |= json.loads(line)
-    path = options.results / "runs.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = json.loads(path.read_text()) if path.is_file() else {}
     about[name] = {
         "command": shlex.join(["python", "train_agent.py", *argv]),
-        "seconds": torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["seconds"][0],
+        "seconds": _seconds(folder),
+        "preparing": preparing,
         "steps": metrics["step"],
         "recognizer_calls": metrics.get("charts/recognizer_calls", 0),
     }
     write_json(path, about)
+
+
+def _seconds(folder: Path) -> float:
+    """How long the training in a folder has taken."""
+    path = folder / "checkpoint.pt"
+    return torch.load(path, weights_only=True, mmap=True)["seconds"][0] if path.is_file() else 0.0
 
 
 def judge(

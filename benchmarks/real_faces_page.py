@@ -349,14 +349,16 @@ def _alternating(found: dict[str, Any], runs: dict[str, Any]) -> Iterator[str]:
 def _cost(found: dict[str, Any], runs: dict[str, Any]) -> str:
     judging = sum(value.get("seconds", 0) for value in found.values())
     training = sum(run["seconds"] for run in runs.values())
+    preparing = sum(run.get("preparing", 0) for run in runs.values())
     machine = next(iter(found.values()))["environment"]["machine"] if found else {}
     rows = [
         [name, str(run["steps"]), f"{run['recognizer_calls']:.0f}", f"{run['seconds']:.0f}"]
         for name, run in runs.items()
     ]
     table = _table(["run", "faces", "recognizer calls", "seconds"], rows)
+    made = f", making what they are trained on {preparing / 60:.0f}" if preparing else ""
     return (
-        f"## Time\n\nTrainings took {training / 60:.0f} minutes in all, judging "
+        f"## Time\n\nTrainings took {training / 60:.0f} minutes in all{made}, judging "
         f"{judging / 60:.0f} ({machine.get('processor', '')}, {machine.get('cores', '')} cores). "
         "Everything is made, or gone on with, by `python -m benchmarks.real_faces --data FOLDER`, "
         f"and tried out in minutes with `--reduced true`.\n\n{table}"

@@ -37,7 +37,12 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     found = json.loads((options.results / "mixed.json").read_text())
     row = next(row for row in found["policies"] if row["name"] == "mixed-0")
     assert f"| mixed-0 | {100 * row['dropped']['kept']:.1f} | " in page
-    for text in ("mixture: rank-1 above fixed", "not measured", "![dropped](page/dropped.png)"):
+    for text in (
+        "mixture: rank-1 above fixed",
+        "not measured",
+        "![dropped](page/dropped.png)",
+        ", making what",
+    ):
         assert text in page
     for name in (
         "alternating-0/last",

@@ -28,10 +28,9 @@ class PreferenceOptions(TriedMasksOptions):
     and a network that learned from few faces for long has learned them by heart."""
 
     finish: float = 1.0
-    """Share of the faces that are climbed to the end, those that have gained most: after a quarter
-    of the masks the square root of this share goes on, after half of them this share (successive
-    halving: Jamieson and Talwalkar, 2016, arXiv 1502.07943). Faces that nothing covers have little
-    to gain, and the calls are better spent on more faces."""
+    """Share of the faces that are climbed to the end: those that have gained most after half of the
+    masks. Faces that nothing covers have little to gain, and the calls are better spent on more
+    faces."""
     weigh: bool = False
     """Comparisons count by how much was gained or lost: learns what gains on average instead of
     what gains more often than not. Where most blocks hide nothing, dropping one of those gains
@@ -111,12 +110,10 @@ class Preference(TriedMasks):
         rows = torch.arange(n)  # of the faces that are still climbed
         blocks = self._blocks(obs, m, self.options.block)
         blocks[:, ::2] = self._blocks(obs, m - m // 2, self.options.block * _SMALL)
-        ends = {m // 4: math.sqrt(self.options.finish), m // 2: self.options.finish}
         changes, gains = [], []
         for step, block in enumerate(blocks.unbind(1)):
-            if step in ends:
-                best_of = (reward - full)[rows].topk(math.ceil(n * ends[step])).indices
-                rows = rows[best_of.sort()[0]]
+            if step == m // 2:
+                rows = (reward - full).topk(math.ceil(n * self.options.finish)).indices.sort()[0]
             give_back = torch.rand((n, 1), generator=self.generator) < _GIVE_BACK
             give_back &= ~best.all(1, keepdim=True)  # nothing can be given back to a full face
             tried = torch.where(block, give_back, best) | ~present

@@ -41,18 +41,15 @@ ALTERNATING = {
     "random-masks": ["--alternating.masks", "random"],
     "unmasked": ["--alternating.mix", "0"],
 }
-_PREFERENCE = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
-_PREFERENCE += ["--preference.epochs", "3"]
-# For one kind of occluder, all of what is learned from is there before learning begins.
-_ONE_KIND = [*_PREFERENCE, "--preference.finish", "0.5", "--preference.collect", "0.9"]
-_ONE_KIND += ["--steps", "3072", "--coverings", "2", "--validate_every", "512"]
+_COMPARED = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
+_PREFERENCE = [*_COMPARED, "--validate_every", "512"]
 # Most blocks of the mixture's faces hide nothing: what dropping them costs counts. It takes many
-# faces, so most are climbed in part only, in the precision that the machine is best at.
-_WEIGHED = [*_PREFERENCE, "--preference.weigh", "true", "--preference.threshold", "0.05"]
-_WEIGHED += ["--preference.finish", "0.25", "--precision", "fastest"]
-_WEIGHED += ["--steps", "8192", "--coverings", "4", "--validate_every", "1024"]
+# faces, so half of them are climbed by half only, in the precision that the machine is best at.
+_WEIGHED = [*_COMPARED, "--preference.epochs", "5", "--preference.weigh", "true"]
+_WEIGHED += ["--preference.threshold", "0.05", "--validate_every", "1024"]
+_WEIGHED += ["--preference.finish", "0.5", "--precision", "fastest"]
 _VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
-_VALUE += ["--steps", "2048", "--coverings", "2", "--validate_every", "1024"]
+_VALUE += ["--validate_every", "1024"]
 # Its cells end where a mask ends, as far as the parser sees that.
 _PARSED = ["--partition", "sarface24xgrid4x4"]
 
@@ -95,10 +92,14 @@ class Options:
     """Options of `train_agent.py` for every agent."""
     recipes: dict[str, list[str]] = field(
         default_factory=lambda: {
-            "mixed": [*_WEIGHED],
-            "patch": [*_ONE_KIND],
-            "mask": [*_ONE_KIND, *_PARSED],
-            "sunglasses": [*_VALUE],
+            "mixed": [*_WEIGHED, "--steps", "12288", "--coverings", "8"],
+            "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
+            "mask": [
+                *(*_PREFERENCE, "--steps", "4096", "--coverings", "3", *_PARSED),
+                *("--preference.finish", "0.5", "--preference.epochs", "3"),
+                *("--preference.collect", "0.9"),
+            ],
+            "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
         }
     )
     """Further options by what covers the faces; for what is not named, those of the mixture."""
@@ -117,11 +118,10 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "24"),
+            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "32"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
             *("--alternating.temperature", "0.01"),
-            *("--alternating.frozen", "15", "--alternating.lr", "2e-4"),
-            *("--alternating.warmup", "40"),
+            *("--alternating.lr", "1e-4", "--alternating.warmup", "20"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
         ]
     )
@@ -203,8 +203,7 @@ def make_all(options: Options) -> None:
                 together.append(str(options.runs / f"{name}-{seed}" / "last"))
         for kind in ("mixed", "clean"):
             names = ["clean", "keep-all", *together]
-            # A cohort for each of many recognizers takes long.
-            judge(options, f"alternating-{kind}", kind, names, seeds=[0], normalize=False)
+            judge(options, f"alternating-{kind}", kind, names, seeds=[0])
 
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:
@@ -280,14 +279,13 @@ def judge(
     further: list[str] | None = None,
     seeds: list[int] | None = None,
     recognizer: str | None = None,
-    normalize: bool = True,
 ) -> None:
     """Judge policies on one kind of occlusion, unless the very same has been done."""
     argv = ["--data", str(options.data), "--recognizer", recognizer or used_to_holes(options)]
     argv += ["--parser", options.parser, "--folds", options.folds, "--occlusion", kind]
     ways = [0] if kind == "clean" else (seeds or options.occlusion_seeds)
     argv += ["--occlusion-seeds", *map(str, ways), "--fixed-calls", str(options.fixed_calls)]
-    argv += ["--samples", str(options.samples), *(["--normalize"] if normalize else [])]
+    argv += ["--samples", str(options.samples), "--normalize"]
     argv += [] if options.pairs is None else ["--pairs", str(options.pairs)]
     argv += ["--policies", *names, *(further or [])]
     argv += ["--name", name, "--output", os.path.relpath(options.results)]

@@ -45,7 +45,7 @@ class AlternatingOptions:
     """Its weight decay, of matrices and convolutions."""
     frozen: int = 0
     """So many of its first layers stay as they are: layers are convolutions and dense ones. The
-    first ones see the largest maps, and take most of a step's time."""
+    first ones see the largest maps, and take much of a step's time."""
     head: Literal["cosface", "arcface", "adaface", "none"] = "cosface"
     """Margin head for people who are enrolled from photographs: what it starts from are the means
     of their images. With `none` there are no classes; the recognizer then learns to make of a

@@ -236,10 +236,10 @@ def make_run(options: Options, name: str, argv: list[str]) -> None:
     argv = [*argv, "--run", str(folder)]
     path = options.results / "runs.json"
     about = json.loads(path.read_text()) if path.is_file() else {}
-    before, preparing = _seconds(folder), about.get(name, {}).get("preparing", 0.0)
+    preparing = about.get(name, {}).get("preparing", 0.0)
     if not (folder / "last" / "agent.safetensors").is_file():
         _log.info("training %s", folder)
-        start = time.monotonic()
+        start, before = time.monotonic(), _seconds(folder)
         run = parse_options(TrainOptions, [*argv, "--resume", "true"], SHORT)
         prepare_run(folder, resume=True)
         check_config(run, folder)
@@ -281,7 +281,8 @@ def judge(
     recognizer: str | None = None,
 ) -> None:
     """Judge policies on one kind of occlusion, unless the very same has been done."""
-    argv = ["--data", str(options.data), "--recognizer", recognizer or used_to_holes(options)]
+    recognizer = recognizer or used_to_holes(options)
+    argv = ["--data", str(options.data), "--recognizer", recognizer]
     argv += ["--parser", options.parser, "--folds", options.folds, "--occlusion", kind]
     ways = [0] if kind == "clean" else (seeds or options.occlusion_seeds)
     argv += ["--occlusion-seeds", *map(str, ways), "--fixed-calls", str(options.fixed_calls)]
@@ -294,8 +295,10 @@ def judge(
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     # Agents and recognizers that were trained again meanwhile are judged again.
     weights = [file for name in names for file in Path(name).rglob("*.safetensors")]
-    weights += [file for file in [Path(recognizer or used_to_holes(options))] if file.is_file()]
-    changed = any(file.stat().st_mtime > path.stat().st_mtime for file in weights if done)
+    weights.append(Path(recognizer))  # a file, or the name of one that does not change
+    changed = any(
+        done and file.is_file() and file.stat().st_mtime > path.stat().st_mtime for file in weights
+    )
     if done.get("arguments") == argv and not changed:
         return
     _log.info("judging %s", name)

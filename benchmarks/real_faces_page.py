@@ -378,6 +378,7 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
         means = {
             row["name"].partition(", ")[0] for row in found[kind]["policies"] if "seeds" in row
         }
+        last = 0.0
         for place, row in enumerate(found[kind]["policies"]):
             mean = 100 * row["metrics"]["accuracy"]
             low, high = (100 * v for v in row["intervals_95"]["accuracy"])
@@ -388,10 +389,14 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
                 continue  # the mean stands for it: too many points in one place
             kept = 100 * row.get("dropped", {}).get("kept", 1)
             scatter.plot(kept, mean, "o", ms=4, color=colour)
-            # Numbers of neighbours apart.
-            at = (-11 if row.get("run") else 3, 2 if place % 2 else -8)
-            text = str(place + 1)
-            scatter.annotate(text, (kept, mean), at, textcoords="offset points", fontsize=7)
+            # Numbers of neighbours apart: the better of two in a row has it above, the other below,
+            # trained agents to the left.
+            at, side = (
+                ((-3, 4), "right") if row.get("run") else ((4, 2 if mean > last else -8), "left")
+            )
+            last = mean
+            how = {"textcoords": "offset points", "fontsize": 7, "ha": side}
+            scatter.annotate(str(place + 1), (kept, mean), at, **how)
         names = [f"{row['name']}  {n}" for n, row in enumerate(found[kind]["policies"], 1)]
         bars.set_yticks(range(len(names)), names, fontsize=7)
         bars.invert_yaxis()
@@ -399,6 +404,8 @@ def _accuracy(found: dict[str, Any]) -> Figure | None:
         bars.set_title(title, fontsize=9, loc="left")
         bars.grid(axis="x", alpha=0.3)
         scatter.grid(alpha=0.3)
+        scatter.margins(0.15)
+        scatter.locator_params(axis="x", nbins=6)
         scatter.set_ylabel("accuracy, %", fontsize=8)
     axes[-1][0].set_xlabel("verification accuracy, % (95 % interval over people)")
     axes[-1][1].set_xlabel("kept pixels, % (orange: trained agents)")

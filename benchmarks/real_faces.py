@@ -128,10 +128,9 @@ class Options:
     """Further options of the recognizer's turn, after that of the mixture's agents."""
     fixed_calls: int = 21_000
     """Images scored to find the best fixed mask."""
-    occlusion_seeds: list[int] = field(default_factory=lambda: [0, 1])
-    """Every reported pair is occluded in these ways."""
-    mixture_seeds: list[int] = field(default_factory=lambda: list(range(4)))
-    """Those of the mixture: what a pair happens to be covered by is much of the noise there."""
+    occlusion_seeds: list[int] = field(default_factory=lambda: list(range(4)))
+    """Every reported pair is occluded in these ways: what it happens to be covered by is much of
+    the noise."""
     samples: int = 1000
     """Samples of the bootstrap."""
     pairs: int | None = None
@@ -146,7 +145,6 @@ class Options:
             self.seeds, self.trained, self.judged = self.seeds[:1], ["mixed"], ["mixed", "clean"]
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
-            self.mixture_seeds = [0]
             less = ["--steps", "512", "--validate_every", "512", "--coverings", "1"]
             less += ["--value.masks", "4", "--preference.masks", "8"]
             self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
@@ -179,7 +177,7 @@ def make_all(options: Options) -> None:
         special = [str(options.runs / f"{kind}-{seed}") for seed in options.seeds]
         if kind == "mixed":
             names = [*BASELINES, *ORACLES, *general]
-            judge(options, kind, kind, names, seeds=options.mixture_seeds)
+            judge(options, kind, kind, names)
         elif kind == "clean":
             judge(options, kind, kind, ["keep-all", *general])
         else:
@@ -203,7 +201,7 @@ def make_all(options: Options) -> None:
                 together.append(str(options.runs / f"{name}-{seed}" / "last"))
         for kind in ("mixed", "clean"):
             names = ["clean", "keep-all", *together]
-            judge(options, f"alternating-{kind}", kind, names, seeds=[0])
+            judge(options, f"alternating-{kind}", kind, names)
 
 
 def training_command(options: Options, kind: str, seed: str) -> list[str]:

@@ -301,6 +301,7 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         margin=schedule.margin,
         temperature=schedule.temperature,
         frozen=schedule.frozen,
+        jitter=schedule.jitter,
         followers=[judge],
     )
     updates.folder = folder

@@ -118,11 +118,13 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "400", "--alternating.batch_size", "32"),
+            *("--alternating.recognizer_steps", "1600", "--alternating.batch_size", "32"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
             *("--alternating.temperature", "0.01"),
-            *("--alternating.lr", "1e-4", "--alternating.warmup", "20"),
+            *("--alternating.lr", "2e-4", "--alternating.warmup", "40"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
+            # For so many steps there are too few photographs otherwise.
+            *("--alternating.jitter", "0.5", "--min_images", "1"),
         ]
     )
     """Further options of the recognizer's turn, after that of the mixture's agents."""

@@ -138,7 +138,8 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     - `parser`: of photographs, `light` or a file of weights.
     - `occlusion`: what covers photographs before they are parsed: `clean`, `patch`, `object`,
       `sunglasses`, `mask`, `scarf`, `mixed`; `severity`, 0.25 to 2; `occlusion_seed`;
-      `coverings`, ways in which every training photograph is covered.
+      `coverings`, ways in which every training photograph is covered; `min_images` of people
+      whose photographs are trained on.
     - `partition`: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, `sarface24xgrid4x4`.
     - `reward`: see above. `fill` of dropped pixels: `mean`, `zero`, `blur`, `inpaint` (slow).
     - `observation` and `obs_size`: see above. `device`: `auto`, `cpu`, `cuda`. `precision` of the

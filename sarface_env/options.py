@@ -54,6 +54,9 @@ class EnvOptions:
     coverings: int = 1
     """Every photograph of the training split is covered in so many ways, each a face of its own:
     a policy that must find what covers faces needs more of that than there are photographs."""
+    min_images: int = 2
+    """People with fewer photographs are left out of the training split. With 1, who has a single
+    one is known by that, uncovered: more faces for a recognizer to learn from."""
     partition: Any = "sarface24"
     """Regions: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, a parsing cut by a grid such as
     `sarface24xgrid4x4`, or a `Partition`."""
@@ -91,6 +94,8 @@ class EnvOptions:
             )
         if self.coverings < 1:
             raise ValueError(f"coverings must be at least 1, got {self.coverings}")
+        if self.min_images < 1:
+            raise ValueError(f"min_images must be at least 1, got {self.min_images}")
         if self.folds:
             parse_folds(self.folds)
         if self.observation not in OBSERVATIONS:
@@ -113,7 +118,8 @@ class EnvOptions:
             self.severity,
             self.occlusion_seed,
             self.coverings if self.split == "train" and self.occlusion != "clean" else 1,
-            device=self.device,
+            self.min_images if self.split == "train" else 2,
+            self.device,
         )
 
 
@@ -137,13 +143,20 @@ def _scorer(recognizer: str, device: str, precision: Precision) -> MarginScorer:
 def _enrolled(
     recognizer: str, device: str, precision: Precision, photographs: Photographs
 ) -> EnrolledScorer:
-    return _enrol(_recognizer(recognizer, device), _photographs(photographs), device, precision)
+    faces, least = _photographs(photographs), photographs.min_images
+    return _enrol(_recognizer(recognizer, device), faces, device, precision, least)
 
 
 def _enrol(
-    recognizer: Recognizer, faces: FaceSet, device: str | torch.device, precision: Precision
+    recognizer: Recognizer,
+    faces: FaceSet,
+    device: str | torch.device,
+    precision: Precision,
+    least: int = 2,
 ) -> EnrolledScorer:
-    return EnrolledScorer(recognizer, faces, device, cache=cache_folder(), precision=precision)
+    return EnrolledScorer(
+        recognizer, faces, device, cache=cache_folder(), least=least, precision=precision
+    )
 
 
 def own_scorer(options: EnvOptions, recognizer: Recognizer) -> MarginScorer | EnrolledScorer:
@@ -154,9 +167,9 @@ def own_scorer(options: EnvOptions, recognizer: Recognizer) -> MarginScorer | En
     device = resolve_device(options.device)
     if options.dataset == "faceworld":
         return MarginScorer(recognizer, device, precision=options.precision)
-    parse = needs_parsing(options)
-    faces = _photographs(options.photographs(recognizer.spec.size, parse))
-    return _enrol(recognizer, faces, device, options.precision)
+    photographs = options.photographs(recognizer.spec.size, needs_parsing(options))
+    faces, least = _photographs(photographs), photographs.min_images
+    return _enrol(recognizer, faces, device, options.precision, least)
 
 
 def needs_parsing(options: EnvOptions) -> bool:

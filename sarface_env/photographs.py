@@ -54,7 +54,7 @@ class Photographs:
         coverings: ways in which every image is occluded. With several, the faces come in as many
             rounds: all images in one way, all in another.
         min_images: people with fewer are left out. 2, because a person is recognized by the other
-            images; 1 for verification.
+            images. With 1 and without folds, people with a single image are all in `train`.
         device: where the parser runs.
         pairs: folds of `pairs.txt`: the images of their pairs and nothing else, instead of a split.
             `min_images` is then 1.
@@ -228,13 +228,18 @@ def _choose(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
         report += _people_listed("are in no fold", source, enough & (fold == 0))
         few = ~enough & np.isin(fold, folds[options.split])
     else:
-        pool = np.flatnonzero(enough)
+        # Whatever is enough, or a split with other numbers would share people with this one.
+        counts = np.bincount(source.labels, minlength=len(source.names))
+        pool = np.flatnonzero(counts >= 2)
         names = [source.names[person] for person in pool]
         share = max(0.15, 2 / max(len(names), 1))  # somebody to be told from
         part = split_names(names, share, share)
         key = "validation" if options.split == "val" else options.split
         chosen[:] = False
         chosen[pool[part[key]]] = True
+        if options.split == "train":
+            chosen |= counts == 1  # no other split has them
+        chosen &= enough
         few = ~enough
     what = f"have fewer than {options.min_images} images and are left out"
     return chosen[source.labels], report + _people_listed(what, source, few)

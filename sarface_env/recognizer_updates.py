@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recognizer.data.augment import JITTERED, jitter
 from recognizer.recognizer import Recognizer
 from recognizer.training import Objective, TrainingDivergedError
 from recognizer.training_options import TrainOptions
@@ -53,6 +54,7 @@ class RecognizerUpdates:
         temperature: without a head, of the softmax by which people are told apart; 0: they are not.
         frozen: so many of the backbone's convolutions and dense layers, in the order in which it
             defines them, stay as they are.
+        jitter: strength of `recognizer.data.augment.jitter` on the faces of a batch.
         followers: other scorers of the same recognizer, which take over its changes too.
 
     Attributes:
@@ -80,11 +82,12 @@ class RecognizerUpdates:
         margin: float = 0.1,
         temperature: float = 0.0,
         frozen: int = 0,
+        jitter: float = 0.0,
         followers: Sequence[MarginScorer | EnrolledScorer] = (),
     ):
         inner = env.unwrapped
         self.core, self.mix, self.batch_size, self.seed = inner.core, mix, batch_size, seed
-        self.masks, self.decay_steps = masks, decay_steps
+        self.masks, self.decay_steps, self.jitter = masks, decay_steps, jitter
         self.options = TrainOptions(
             optimizer=optimizer,  # type: ignore[arg-type]
             lr=lr,
@@ -192,7 +195,10 @@ class RecognizerUpdates:
                 masks[masked] = torch.as_tensor(predict(self._shown.observe())).bool()[masked]
         faces = torch.from_numpy(index)
         images, labels = self.core.apply(faces, masks), self.core.faces.labels[faces]
-        torch.manual_seed(int(random.integers(2**62)))  # dropout
+        torch.manual_seed(int(random.integers(2**62)))  # jitter, mirroring and dropout
+        if self.jitter:
+            uniform = torch.rand((len(images), JITTERED), device=images.device)
+            images = jitter(images, uniform, self.jitter)
         loss = self._loss(images, faces, labels.to(self.trained.device))
         if not torch.isfinite(loss):
             self._stop({"index": faces, "masks": masks, "images": images, "labels": labels})

@@ -246,6 +246,20 @@ def test_frozen_layers_stay_as_they_are_and_the_others_learn():
         RecognizerUpdates(env, 12, head="none", frozen=2)
 
 
+def test_jittered_faces_are_drawn_to_what_the_faces_are_as_they_are():
+    recognizer = plain_recognizer()
+    faces = toy_faces(size=32)
+    faces.labels = torch.arange(12) % 4
+    env = make_env(scorer=EnrolledScorer(recognizer, faces, "cpu"), faces=faces)
+    loss = {}
+    for strength in (0.0, 1.0, 3.0):
+        updates = RecognizerUpdates(env, 12, 0.0, lr=0.0, head="none", jitter=strength)
+        loss[strength] = mean_loss(updates, 4)
+    assert loss[0.0] < loss[1.0] < loss[3.0]
+    with pytest.raises(ValueError, match="jitter must be at least 0, got -1"):
+        AlternatingOptions(jitter=-1)
+
+
 def test_the_rate_rises_before_it_falls():
     updates, rates = RecognizerUpdates(make_env(), 12, lr=1e-3, decay_steps=8, warmup=4), []
     for step in range(1, 9):

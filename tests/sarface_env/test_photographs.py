@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from recognizer.data.folder import LANDMARK_COLUMNS
 from recognizer.loader import load_recognizer
 from recognizer.recognizer import InputSpec, Recognizer
 from sarface_env import SARFaceEnv, photographs
+from sarface_env.options import EnvOptions, own_scorer
 from sarface_env.photographs import Photographs, load_photographs, pairs_among, parse_folds
 from sarface_env.scorers import EnrolledScorer
 from segmenter import load_parser
@@ -69,6 +71,36 @@ def test_splits_share_nobody_and_lose_nobody(tmp_path):
     # Whoever else is there, a person's files are hashed alike: the same split from a copy.
     copy = shutil.copytree(root, tmp_path / "copy")
     assert load(copy, split="val").names == sets[1].names
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_people_with_one_image_are_trained_on_when_asked_and_nobody_changes_split(tmp_path, least):
+    root = make_folder(tmp_path / "set", people=20, images=3)
+    one, two = "p03", "p08"
+    for name in ("p03/p03_0002", "p03/p03_0003", "p08/p08_0003"):
+        (root / "images" / f"{name}.png").unlink()
+    before = {split: set(load(root, split=split).names) for split in ("train", "val", "test")}
+    after = set(load(root, split="train", min_images=least).names)
+    assert after == (before["train"] | {one} if least == 1 else before["train"] - {two})
+    assert one not in before["val"] | before["test"]
+
+
+def test_who_has_one_photograph_is_known_by_it(tmp_path):
+    root = make_folder(tmp_path / "set", people=20)
+    (root / "images" / "p03" / "p03_0002.png").unlink()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 16))
+    recognizer = Recognizer(network, InputSpec(), name="plain")
+    options = EnvOptions(str(root), "train", recognizer="resnet29", partition="grid2x2")
+    few = own_scorer(options, recognizer)
+    every = own_scorer(replace(options, min_images=1), recognizer)
+    assert len(every.targets) == len(few.targets) + 1
+    assert set(every.gallery.names) - set(few.gallery.names) == {"p03"}
+    whole = every.gallery.embeddings[every.gallery.labels == every.gallery.names.index("p03")]
+    assert torch.allclose(every.gallery.weights[every.gallery.names.index("p03")], whole[0])
+    assert own_scorer(replace(options, min_images=1, split="val"), recognizer).gallery.single == []
+    with pytest.raises(ValueError, match="min_images must be at least 1, got 0"):
+        replace(options, min_images=0)
 
 
 def test_splits_by_folds_of_pairs(tmp_path, caplog):

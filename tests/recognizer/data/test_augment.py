@@ -1,11 +1,13 @@
 """Augmentation: what each change does to pixels, and that rows do not depend on each other."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from recognizer.data.augment import Augmentation, blobs
+from recognizer.data.augment import JITTERED, Augmentation, blobs, jitter
 
 
 @pytest.fixture
@@ -86,3 +88,29 @@ def test_a_process_with_some_rows_gets_what_all_would(images: torch.Tensor, unif
 def test_a_probability_is_a_probability():
     with pytest.raises(ValueError, match="crop"):
         Augmentation(crop=1.5)
+
+
+def test_jitter_moves_and_lights_as_it_says():
+    y, x = np.mgrid[:101, :101]
+    spot = 200 * np.exp(-((x - 70) ** 2 + (y - 50) ** 2) / 50)  # 20 pixels right of the centre
+    images = torch.from_numpy(np.stack([spot] * 3)[None].round().astype(np.uint8)).repeat(
+        7, 1, 1, 1
+    )
+    uniform = torch.full((7, JITTERED), 0.5)
+    for row in range(6):  # turned, scaled, shifted right, shifted down, brighter, more contrast
+        uniform[row, row] = 1.0
+    out = jitter(images, uniform, 2.0).double().numpy()[:, 0]
+    assert np.array_equal(out[6], images[6, 0].numpy())
+    places = [np.array([(part * x).sum(), (part * y).sum()]) / part.sum() for part in out[:4]]
+    angle = math.radians(10)
+    # Where the copy is taken from turns, grows and moves; so what is seen does the opposite.
+    assert places[0] == pytest.approx(
+        [50 + 20 * math.cos(angle), 50 - 20 * math.sin(angle)], abs=0.1
+    )
+    assert places[1] == pytest.approx([50 + 20 / 1.12, 50], abs=0.1)
+    assert places[2] == pytest.approx([70 - 0.05 * 101, 50], abs=0.1)
+    assert places[3] == pytest.approx([70, 50 - 0.05 * 101], abs=0.1)
+    mean = spot.mean()
+    assert out[4, 50, 70] == pytest.approx(200 + 0.4 * mean, abs=1)
+    assert out[5, 50, 70] == pytest.approx(min(255, mean + 1.4 * (200 - mean)), abs=1)
+    assert torch.equal(jitter(images, torch.rand(7, JITTERED), 0.0), images)

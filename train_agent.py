@@ -175,7 +175,8 @@ def check_config(options: TrainOptions, folder: Path) -> None:
     ours = asdict(options)
     path = folder / "config.json"
     if options.resume and path.exists():
-        saved = json.loads(path.read_text())
+        # What the run is older than was as it is now by default.
+        saved = _filled(json.loads(path.read_text()), asdict(TrainOptions()))
         different = [k for k in ours if k not in free and saved.get(k) != ours[k]]
         if different:
             raise ValueError(
@@ -183,6 +184,13 @@ def check_config(options: TrainOptions, folder: Path) -> None:
                 + "; ".join(f"{k} {saved.get(k)}, now {ours[k]}" for k in different)
             )
     write_json(path, ours)
+
+
+def _filled(saved: Any, defaults: Any) -> Any:
+    """What was saved, with the defaults of what was not, at any depth."""
+    if not isinstance(saved, dict) or not isinstance(defaults, dict):
+        return saved
+    return defaults | {key: _filled(value, defaults.get(key)) for key, value in saved.items()}
 
 
 # What policies are compared by, whatever reward they learned from.

@@ -162,6 +162,17 @@ def test_the_whole_job(tmp_path, toy_env, capsys):
             ["--run", str(run), "--resume", "true", "--seed", "1", "--steps", "80"]
             + ["--num_envs", "8"]
         )
+    # A run of a version without some option goes on as with its default, at any depth.
+    config = json.loads((run / "config.json").read_text())
+    for older in (config, config["env"], config["reinforce"]):
+        older.pop("best_by", None), older.pop("coverings", None), older.pop("width", None)
+    (run / "config.json").write_text(json.dumps(config))
+    again = ["--run", str(run), "--resume", "true", "--steps", "80", "--num_envs", "8"]
+    with pytest.raises(SystemExit, match="other options: best_by margin-correct, now reward"):
+        train_agent.main([*again, "--best_by", "reward"])
+    with pytest.raises(SystemExit, match=r"other options: env .*'coverings': 1.* now .*: 2"):
+        train_agent.main([*again, "--coverings", "2"])
+    train_agent.main([*again, "--eval_faces", "6"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(SystemExit, match="not a run folder"):

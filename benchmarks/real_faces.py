@@ -118,7 +118,7 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "1600", "--alternating.batch_size", "32"),
+            *("--alternating.recognizer_steps", "1200", "--alternating.batch_size", "32"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
             *("--alternating.temperature", "0.01"),
             *("--alternating.lr", "2e-4", "--alternating.warmup", "40"),

@@ -95,7 +95,7 @@ class Options:
             "mixed": [*_WEIGHED, "--steps", "12288", "--coverings", "8"],
             "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
             "mask": [
-                *(*_PREFERENCE, "--steps", "4096", "--coverings", "3", *_PARSED),
+                *(*_PREFERENCE, "--steps", "6144", "--coverings", "3", *_PARSED),
                 *("--preference.finish", "0.5", "--preference.epochs", "3"),
                 *("--preference.collect", "0.9"),
             ],

@@ -212,7 +212,8 @@ def _choose(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
     """Which images are wanted, bool `(N,)`, and which people and pairs are left out."""
     if options.pairs:
         return _of_pairs(source, options)
-    enough = np.bincount(source.labels, minlength=len(source.names)) >= options.min_images
+    counts = np.bincount(source.labels, minlength=len(source.names))
+    enough = counts >= options.min_images
     chosen = enough.copy()
     report = []
     if options.folds:
@@ -229,17 +230,15 @@ def _choose(source: FaceSource, options: Photographs) -> tuple[np.ndarray, list[
         few = ~enough & np.isin(fold, folds[options.split])
     else:
         # Whatever is enough, or a split with other numbers would share people with this one.
-        counts = np.bincount(source.labels, minlength=len(source.names))
         pool = np.flatnonzero(counts >= 2)
         names = [source.names[person] for person in pool]
         share = max(0.15, 2 / max(len(names), 1))  # somebody to be told from
         part = split_names(names, share, share)
         key = "validation" if options.split == "val" else options.split
-        chosen[:] = False
-        chosen[pool[part[key]]] = True
+        own = np.isin(np.arange(len(counts)), pool[part[key]])
         if options.split == "train":
-            chosen |= counts == 1  # no other split has them
-        chosen &= enough
+            own |= counts == 1  # no other split has them
+        chosen &= own
         few = ~enough
     what = f"have fewer than {options.min_images} images and are left out"
     return chosen[source.labels], report + _people_listed(what, source, few)

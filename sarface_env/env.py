@@ -138,8 +138,8 @@ class SARFaceEnv(_RegionSelectionMixin, gym.Env):
     - `parser`: of photographs, `light` or a file of weights.
     - `occlusion`: what covers photographs before they are parsed: `clean`, `patch`, `object`,
       `sunglasses`, `mask`, `scarf`, `mixed`; `severity`, 0.25 to 2; `occlusion_seed`;
-      `coverings`, ways in which every training photograph is covered; `min_images` of people
-      whose photographs are trained on.
+      `coverings`, ways in which every training photograph is covered; `alike`, how many share an
+      occluder and are shown side by side; `min_images` of people whose photographs are trained on.
     - `partition`: `sarface24`, `celeba19`, `gridROWSxCOLUMNS`, `sarface24xgrid4x4`.
     - `reward`: see above. `fill` of dropped pixels: `mean`, `zero`, `blur`, `inpaint` (slow).
     - `observation` and `obs_size`: see above. `device`: `auto`, `cpu`, `cuda`. `precision` of the
@@ -259,6 +259,11 @@ class SARFaceVectorEnv(_RegionSelectionMixin, VectorEnv):
         }
         self._obs = self.episodes.observe()
         return self._obs, reward.astype(np.float64), everyone.copy(), ~everyone, info
+
+    @property
+    def alike(self) -> int:
+        """So many environments in a row show faces that are covered alike."""
+        return self.episodes.alike
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sequence of faces is, and what is known of them, for `resume`."""

@@ -20,13 +20,17 @@ class Episodes:
     """Which faces are shown, what is observed of them, and what deciding on them gives.
 
     The t-th face of environment i is a hash of (its key, t). Unlike one generator an environment,
-    this needs no Python loop, and the whole random state is two small arrays.
+    this needs no Python loop, and the whole random state is two small arrays. Of faces that are
+    covered alike in groups of G, G environments in a row show one group.
 
     Args:
         core: scores the decisions.
         num_envs: faces shown at once.
         observation: parts in the order of `CHANNELS`, such as `regions` or `regions+image`.
         obs_size: side of the observation; None for that of the faces.
+
+    Attributes:
+        alike: G, 1 where every face is covered by itself.
 
     Raises:
         ValueError: the faces have no parsing maps that could be shown.
@@ -37,6 +41,8 @@ class Episodes:
     ):
         self.core, self.num_envs = core, num_envs
         self._labels = core.faces.labels.numpy()
+        self._groups = None if core.faces.alike is None else core.faces.alike.numpy()
+        self.alike = 1 if self._groups is None else self._groups.shape[1]
         self.observation, self.obs_size = observation, obs_size
         h, w = core.faces.images.shape[2:]
         self.shape = (h, w) if obs_size is None else (obs_size, obs_size)
@@ -90,7 +96,11 @@ class Episodes:
         if not self._ahead:
             count = self.count + np.arange(_AHEAD, dtype=np.uint64)[:, None]
             drawn = mix(self.keys + count * GOLDEN) % np.uint64(len(self.core))
-            self._ahead = list(drawn[::-1].astype(np.int64))
+            drawn = drawn.astype(np.int64)
+            if self._groups is not None:
+                first, member = np.divmod(np.arange(self.num_envs), self.alike)
+                drawn = self._groups[drawn[:, first * self.alike], member]
+            self._ahead = list(drawn[::-1])
             self.count += np.uint64(_AHEAD)
         return self._ahead.pop()
 

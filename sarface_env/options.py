@@ -54,6 +54,10 @@ class EnvOptions:
     coverings: int = 1
     """Every photograph of the training split is covered in so many ways, each a face of its own:
     a policy that must find what covers faces needs more of that than there are photographs."""
+    alike: int = 1
+    """So many photographs of the training split share what covers them, and are shown side by side:
+    agents that compare masks on all of them (`preference`) learn what is due to the occluder and
+    not to one photograph."""
     min_images: int = 2
     """People with fewer photographs are left out of the training split. With 1, who has a single
     one is known by that, uncovered: more faces for a recognizer to learn from."""
@@ -94,6 +98,8 @@ class EnvOptions:
             )
         if self.coverings < 1:
             raise ValueError(f"coverings must be at least 1, got {self.coverings}")
+        if self.alike < 1:
+            raise ValueError(f"alike must be at least 1, got {self.alike}")
         if self.min_images < 1:
             raise ValueError(f"min_images must be at least 1, got {self.min_images}")
         if self.folds:
@@ -107,6 +113,7 @@ class EnvOptions:
 
     def photographs(self, size: int, parse: bool) -> Photographs:
         """Where and how to get the faces of a path, as images of a size."""
+        covered = self.split == "train" and self.occlusion != "clean"
         return Photographs(
             str(Path(self.dataset).expanduser()),
             self.split,
@@ -117,9 +124,10 @@ class EnvOptions:
             self.occlusion,
             self.severity,
             self.occlusion_seed,
-            self.coverings if self.split == "train" and self.occlusion != "clean" else 1,
+            self.coverings if covered else 1,
             self.min_images if self.split == "train" else 2,
             self.device,
+            alike=self.alike if covered else 1,
         )
 
 

@@ -53,6 +53,9 @@ class Photographs:
         occlusion_seed: with the name of an image, decides everything about its occluder.
         coverings: ways in which every image is occluded. With several, the faces come in as many
             rounds: all images in one way, all in another.
+        alike: so many images share an occluder, at random in every round: what a mask gains on all
+            of them is due to the occluder, on one of them it may be chance. 1 covers each by
+            itself.
         min_images: people with fewer are left out. 2, because a person is recognized by the other
             images. With 1 and without folds, people with a single image are all in `train`.
         device: where the parser runs.
@@ -73,6 +76,7 @@ class Photographs:
     min_images: int = 2
     device: str = "auto"
     pairs: tuple[int, ...] = ()
+    alike: int = 1
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -102,7 +106,7 @@ def load_photographs(options: Photographs) -> FaceSet:
         **{k: v for k, v in vars(options).items() if k not in ("path", "parser", "device")},
     }
     # What was made before there were these keeps its name.
-    for name in ("pairs", "coverings"):
+    for name in ("pairs", "coverings", "alike"):
         if recipe[name] == getattr(Photographs, name):
             del recipe[name]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
@@ -335,9 +339,16 @@ def _occlude(clean: Tensor, files: list[str], options: Photographs, folder: Path
     images = _array(folder, "images", (total, *clean.shape[1:]), np.uint8)
     occluders = _array(folder, "occluders", (total, *clean.shape[2:]), np.bool_)
     numbers = _numbers(files)
+    first = options.occlusion_seed
+    groups = [_groups(n, options.alike, first + k) for k in range(options.coverings)]
+    if options.alike > 1:
+        alike = _array(folder, "alike", (total, options.alike), np.int64)
+        alike[:] = torch.from_numpy(np.concatenate([n * k + g for k, g in enumerate(groups)]))
     template, kind = template_of(options.size), options.occlusion
     with tqdm(total=total, desc=f"occluding ({kind})", unit="face") as bar:
-        for covering in range(options.coverings):
+        for covering, group in enumerate(groups):
+            # Whoever has the smallest number of a group gives it the occluder.
+            shared = numbers[group].min(1)
             for start in range(0, n, _BATCH):
                 part = slice(start, min(start + _BATCH, n))
                 to = slice(covering * n + part.start, covering * n + part.stop)
@@ -345,13 +356,27 @@ def _occlude(clean: Tensor, files: list[str], options: Photographs, folder: Path
                     clean[part],
                     template,
                     kind,
-                    options.occlusion_seed + covering,
+                    first + covering,
                     options.severity,
-                    numbers[part],
+                    shared[part],
                     clean,
                 )
                 bar.update(part.stop - part.start)
     return images
+
+
+def _groups(n: int, size: int, seed: int) -> np.ndarray:
+    """Random groups of n images: each image's members `(n, size)`, beginning with itself.
+
+    Those of the last group, which may be smaller, come more than once.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    place = np.arange(n)
+    start = place // size * size
+    members = np.minimum(size, n - start)[:, None]
+    groups = np.empty((n, size), np.int64)
+    groups[order] = order[start[:, None] + ((place - start)[:, None] + np.arange(size)) % members]
+    return groups
 
 
 def _numbers(files: list[str]) -> np.ndarray:

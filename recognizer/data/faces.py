@@ -19,6 +19,8 @@ class FaceSet:
             For oracles and analysis only.
         clean: uint8 `(M, 3, H, W)`, the faces uncovered, when `images` are occluded: what people
             are enrolled from. N is a multiple of M: face i, however covered, is `clean[i % M]`.
+        alike: int64 `(N, G)`, when faces are covered alike: face i itself, and the faces that the
+            same occluder covers.
         files: name of every image, when they came from files.
     """
 
@@ -28,6 +30,7 @@ class FaceSet:
     parsing: Tensor | None = None
     occluders: Tensor | None = None
     clean: Tensor | None = None
+    alike: Tensor | None = None
     files: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

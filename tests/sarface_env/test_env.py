@@ -170,6 +170,28 @@ def test_pickled_environments_go_on_alike(make):
     np.testing.assert_array_equal(env.reset()[0], copy.reset()[0])
 
 
+def test_faces_covered_alike_are_shown_side_by_side():
+    faces = toy_faces(10)
+    members = [[0, 3, 7], [1, 2, 9], [4, 5, 6], [8]]
+    rows = {i: np.roll(np.resize(m, 3), -m.index(i) % len(m)) for m in members for i in m}
+    faces.alike = torch.tensor(np.array([rows[i] for i in range(10)]))
+    env = SARFaceVectorEnv(6, dataset=faces, recognizer=ToyScorer(), partition="grid2x2")
+    assert env.alike == 3
+    _, info = env.reset(seed=0)
+    drawn = []
+    for _ in range(300):
+        drawn.append(info["index"])
+        _, _, _, _, info = env.step(np.ones((6, 4), np.int8))
+    shown = np.stack(drawn).reshape(-1, 3)
+    assert all(sorted(set(group)) in members for group in shown.tolist())
+    # Every face comes first as often as any other; a single environment shows but the first.
+    counts = np.bincount(shown[:, 0], minlength=10)
+    assert (np.abs(counts - 60) < 5 * np.sqrt(54)).all()
+    state = env.state_dict()
+    again = SARFaceVectorEnv(6, dataset=faces, recognizer=ToyScorer(), partition="grid2x2")
+    assert np.array_equal(again.resume(state)[1]["index"], info["index"])
+
+
 def test_resume_continues_the_stream_of_faces():
     env = SARFaceVectorEnv(3, **toys())
     actions = random_actions(env, 4, 2)

@@ -235,6 +235,28 @@ def test_several_coverings_are_so_many_rounds_of_all_faces(tmp_path):
         assert torch.equal(twice.labels[part], faces.labels)
 
 
+def test_images_covered_alike_share_an_occluder_in_random_groups(tmp_path):
+    root = make_folder(tmp_path / "set", people=10, images=3)
+    faces = load(root, occlusion="patch", coverings=2, alike=4)
+    n = len(faces.clean)
+    assert n % 4  # so that a group is smaller
+    assert torch.equal(faces.alike[:, 0], torch.arange(2 * n))
+    groups = {tuple(sorted(set(row))) for row in faces.alike.tolist()}
+    assert sorted(face for group in groups for face in group) == list(range(2 * n))
+    assert sorted(map(len, groups)) == sorted([*[4] * (2 * (n // 4)), *[n % 4] * 2])
+    for group in groups:
+        assert len({face // n for face in group}) == 1  # of one round
+        assert all(torch.equal(faces.occluders[group[0]], faces.occluders[i]) for i in group)
+    first = {group for group in groups if group[0] < n}
+    second = {tuple(face - n for face in group) for group in groups - first}
+    assert len(first & second) < len(first)  # other groups in every round
+    # Somebody's occluder is its own: that of the image covered by itself.
+    alone = load(root, occlusion="patch", coverings=2)
+    assert alone.alike is None
+    for group in groups:
+        assert any(torch.equal(faces.occluders[i], alone.occluders[i]) for i in group)
+
+
 def test_made_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "set")
     before = load(root, occlusion="mask")

@@ -83,12 +83,13 @@ class Gain(TriedMasks):
         masks = self._try(obs, present)
         rewards = self._evaluate(torch.cat([torch.ones_like(masks[:, :1]), masks], 1))
         rewards = rewards[:, 1:] - rewards[:, :1]
-        self._memory.append((obs, masks, rewards))
+        self._memory.append((self._index(), masks, rewards))
         if len(self._memory) == 1:
             # In units of their spread, so that one learning rate suits every reward.
             self._scale = float(rewards.square().mean().sqrt().clamp_min(1e-6))
         for _ in range(self.options.epochs):
-            loss, norm = self._fit(*self._remembered(len(obs)))
+            obs, _, masks, rewards = self._remembered()
+            loss, norm = self._fit(obs, masks, rewards)
         self._next_faces()
         return {
             "charts/episodic_return": float(rewards.mean()),
@@ -127,14 +128,14 @@ class Gain(TriedMasks):
             masks = torch.where(as_it_is & ~whole, base, masks)
         return masks | ~present[:, None]
 
-    def _blocks(self, obs: Tensor, m: int, largest: float) -> Tensor:
-        inside = super()._blocks(obs, m, largest)
+    def _blocks(self, obs: Tensor, m: int, largest: float, alike: int = 1) -> Tensor:
+        inside = super()._blocks(obs, m, largest, alike)
         if self.options.kin and self._family is not None:
             # That of a random region inside.
             chosen = (inside * torch.rand(inside.shape, generator=self.generator)).argmax(2)
-            alike = self._family[chosen][:, :, None] == self._family
+            same = self._family[chosen][:, :, None] == self._family
             alone = torch.rand((*inside.shape[:2], 1), generator=self.generator) < self.options.kin
-            inside &= alike | ~alone
+            inside &= same | ~alone
         return inside
 
     def training_state(self) -> dict[str, Any]:

@@ -89,8 +89,10 @@ class UpdatingAgent(Agent):
     def __init__(self, env: Any, options: Any, seed: int, device: str, keep: float):
         super().__init__(env, options, seed, device)
         torch.manual_seed(seed)
-        depth = getattr(self.options, "depth", 0)
-        self.policy = make_policy(self.layout, self.options.width, keep, depth).to(self.device)
+        options = self.options
+        depth, trunk = getattr(options, "depth", 0), getattr(options, "trunk", "")
+        policy = make_policy(self.layout, options.width, keep, depth, trunk)
+        self.policy = policy.to(self.device)
         self.optimizer = self._make_optimizer()
         self._obs: Any = None
         self._info: dict[str, Any] = {}

@@ -85,7 +85,7 @@ class LoopedEnv(VectorEnv):
             entropy = np.random.SeedSequence([self._seed, i, self._count]).generate_state(1)
             options = None if index is None else {"index": int(index[i])}
             results.append(env.reset(seed=int(entropy[0]), options=options))
-        self._count += 1
+        self._count += index is None
         obs, infos = zip(*results, strict=True)
         self._obs = np.stack(obs)
         self._info = _stacked(infos)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from segmenter.features import ParserFeatures
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -71,32 +73,52 @@ class RegionPolicy(nn.Module):
     over every region; one network, shared by all regions, turns a region's averages, its area, a
     learned code of which region it is and the mean over the face into a logit. Sharing is what
     makes it learn from few faces: a patch on the left cheek teaches about one on the right.
+    With a trunk, the encoder is that of a face parser and a few layers on its features.
 
     Args:
         layout: of the environment.
         width: channels of the first layer.
         keep: probability with which every region is kept before training.
         depth: residual layers at the end of the encoder, each seeing twice as far as the last.
+        trunk: name or file of the parser, see `ParserFeatures`.
+
+    Raises:
+        ValueError: the observations have no image for the trunk.
     """
 
-    def __init__(self, layout: Layout, width: int = 24, keep: float = 0.7, depth: int = 0):
+    def __init__(
+        self,
+        layout: Layout,
+        width: int = 24,
+        keep: float = 0.7,
+        depth: int = 0,
+        trunk: str = "",
+    ):
         super().__init__()
         self.layout = layout
+        if trunk and layout.shape[0] == 1:
+            raise ValueError("the features of a parser need an image to observe: regions+image")
+        self.trunk = ParserFeatures(trunk) if trunk else None
         side = min(layout.shape[1:])
         # The first layer brings faces of 112 pixels to 28: finer costs more than the recognizer.
         self.stride = 4 if side >= 64 else 2 if side >= 32 else 1
-        self.region = nn.Embedding(layout.regions, width)
         # Observations are a region map, perhaps a parsing map, and perhaps three colours.
-        self.parsing = nn.Embedding(_CLASSES, width) if layout.shape[0] == 5 else None
         colours = 3 if layout.shape[0] > 1 else 0
+        own = self.trunk is None
+        self.region = nn.Embedding(layout.regions, width) if own else None
+        self.parsing = nn.Embedding(_CLASSES, width) if own and layout.shape[0] == 5 else None
         self.image = (
             nn.Conv2d(colours, width, 2 * self.stride - 1, self.stride, self.stride - 1)
-            if colours
+            if own and colours
             else None
         )
+        first = (
+            [nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1)]
+            if self.trunk is None
+            else [nn.Conv2d(self.trunk.channels, 2 * width, 1)]
+        )
         self.encoder = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, 2, 1),
+            *first,
             nn.ReLU(),
             nn.Conv2d(2 * width, 2 * width, 3, 1, 1),
             nn.ReLU(),
@@ -119,29 +141,37 @@ class RegionPolicy(nn.Module):
         """Shape of one face's features: bits, and what is known of each."""
         return self.layout.bits, self.out.in_features
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Keep logits `(N, K)` of observations `(N, C, H, W)` uint8."""
-        return self.head(self.features(obs))
+    def forward(self, obs: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Keep logits `(N, K)` of observations `(N, C, H, W)` uint8.
+
+        `seen` is `trunk` of their images, if that is known already.
+        """
+        return self.head(self.features(obs, seen))
 
     def head(self, features: Tensor) -> Tensor:
         """Keep logits `(N, K)` of `features(obs)`."""
         return self.out(features).squeeze(2)
 
-    def features(self, obs: Tensor) -> Tensor:
+    def features(self, obs: Tensor, seen: Tensor | None = None) -> Tensor:
         """What is known of every selectable region, `(N, K, D)`."""
         regions = obs[:, 0, :: self.stride, :: self.stride]
         share = (regions[:, None] == self.selectable[:, None, None]).float()
         area = share.mean((2, 3))[:, :, None]
-        x = self.region(regions.int()).permute(0, 3, 1, 2)
-        if self.parsing is not None:
-            classes = obs[:, 1, :: self.stride, :: self.stride]
-            x = x + self.parsing(classes.int()).permute(0, 3, 1, 2)
         parts = [area]
-        if self.image is not None:
+        if obs.shape[1] > 1:
             image = obs[:, -3:].contiguous(memory_format=torch.channels_last).float()
             image = image.div_(128).sub_(1)
-            x = x + self.image(image)
             parts.append(_colours(share, image[:, :, :: self.stride, :: self.stride]))
+        if self.trunk is not None:
+            x = self.trunk(obs[:, -3:]) if seen is None else seen
+        else:
+            assert self.region is not None
+            x = self.region(regions.int()).permute(0, 3, 1, 2)
+            if self.parsing is not None:
+                classes = obs[:, 1, :: self.stride, :: self.stride]
+                x = x + self.parsing(classes.int()).permute(0, 3, 1, 2)
+            if self.image is not None:
+                x = x + self.image(image)
         features = self.encoder(x)
         share = F.adaptive_avg_pool2d(share, features.shape[2:])
         whole = features.mean((2, 3))[:, None].expand(-1, share.shape[1], -1)
@@ -194,9 +224,9 @@ class FlatPolicy(nn.Module):
 
 
 def make_policy(
-    layout: Layout, width: int, keep: float, depth: int = 0
+    layout: Layout, width: int, keep: float, depth: int = 0, trunk: str = ""
 ) -> RegionPolicy | FlatPolicy:
-    """The network that fits the layout; `depth` is that of a `RegionPolicy`."""
+    """The network that fits the layout; `depth` and `trunk` are those of a `RegionPolicy`."""
     if layout.regions:
-        return RegionPolicy(layout, width, keep, depth)
+        return RegionPolicy(layout, width, keep, depth, trunk)
     return FlatPolicy(layout, width, keep)

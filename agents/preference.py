@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.tried_masks import TriedMasks, TriedMasksOptions
+from segmenter.features import ParserFeatures
 
 _GIVE_BACK = 0.4  # share of the blocks that are given back, once something is dropped
 _SMALL = 0.6  # every other block is at most this part of the largest
@@ -35,6 +36,10 @@ class PreferenceOptions(TriedMasksOptions):
     """Comparisons count by how much was gained or lost: learns what gains on average instead of
     what gains more often than not. Where most blocks hide nothing, dropping one of those gains
     little as often as it loses much."""
+    trunk: str = ""
+    """Name or file of a face parser (`light`) whose features the policy network learns from,
+    instead of from pixels: after fewer faces it sees what covers a face. Needs an image to observe,
+    as large as there is; `augment` has no effect then."""
     threshold: float = 0.0
     """A region is kept when its logit is above minus this."""
 
@@ -60,6 +65,9 @@ class Preference(TriedMasks):
     in direct preference optimization (Rafailov et al., 2023, arXiv 2305.18290) without a reference
     policy. How much was gained plays no part, so faces that gain or lose much do not drown others,
     unless `weigh` says so.
+    Faces that the environment covers alike (its `alike`) are climbed together, by what their masks
+    gain on average: that is due to what covers them, while what is gained on one face is mostly
+    that photograph's alone.
     Later blocks meet faces whose occluder is partly gone already, when the rest of it is worth
     dropping too; but as a sum over regions, it cannot learn what helps only all together.
 
@@ -76,6 +84,13 @@ class Preference(TriedMasks):
         options = PreferenceOptions() if options is None else options
         # More than 0.5: until it has learned something, the policy keeps everything.
         super().__init__(env, options, seed, device, keep=0.525)
+        self._alike: int = getattr(self.env.unwrapped, "alike", 1)
+        self._seen: dict[int, Tensor] = {}  # by the trunk, of every face learned from
+        if self.env.num_envs % self._alike:
+            raise ValueError(
+                f"{self.env.num_envs} environments cannot show whole groups of {self._alike} faces "
+                "that are covered alike"
+            )
 
     @torch.no_grad()
     def logits(self, obs: Any) -> Tensor:
@@ -87,11 +102,11 @@ class Preference(TriedMasks):
         self._anneal(max(0.0, learned))
         obs = torch.as_tensor(self._obs)
         change, gain, reward = self._climb(obs, self._present())
-        self._memory.append((obs, change, gain))
+        self._memory.append((self._index(), change, gain))
         metrics = {"charts/episodic_return": float(reward.mean())}
         if learned >= 0:
             for _ in range(round(self.options.epochs / (1 - self.options.collect))):
-                loss, norm = self._fit(*self._remembered(len(obs)))
+                loss, norm = self._fit(*self._remembered())
             metrics |= {"losses/policy_loss": loss, "losses/grad_norm": norm}
         self._next_faces()
         return metrics
@@ -101,37 +116,55 @@ class Preference(TriedMasks):
 
         Returns:
             What every block changed `(N, M, K)` int8, 1 where it gave back and -1 where it dropped;
-            what that gained `(N, M)`; and the reward of the masks found `(N,)`. Faces whose climb
-            ended before the block have zeros.
+            what that gained, on average over faces that are covered alike `(N, M)`; and the reward
+            of the masks found `(N,)`. Faces whose climb ended before the block have zeros.
         """
-        n, m = len(obs), self.options.masks
+        n, m, alike = len(obs), self.options.masks, self._alike
         best = torch.ones_like(present)
         full = reward = self._evaluate(best)
-        rows = torch.arange(n)  # of the faces that are still climbed
-        blocks = self._blocks(obs, m, self.options.block)
-        blocks[:, ::2] = self._blocks(obs, m - m // 2, self.options.block * _SMALL)
+        rows = groups = torch.arange(n).view(-1, alike)  # of the faces that are still climbed
+        blocks = self._blocks(obs, m, self.options.block, alike)
+        blocks[:, ::2] = self._blocks(obs, m - m // 2, self.options.block * _SMALL, alike)
         changes, gains = [], []
         for step, block in enumerate(blocks.unbind(1)):
             if step == m // 2:
-                rows = (reward - full).topk(math.ceil(n * self.options.finish)).indices.sort()[0]
-            give_back = torch.rand((n, 1), generator=self.generator) < _GIVE_BACK
-            give_back &= ~best.all(1, keepdim=True)  # nothing can be given back to a full face
-            tried = torch.where(block, give_back, best) | ~present
+                gained = (reward - full).view(-1, alike).mean(1)
+                most = gained.topk(math.ceil(len(gained) * self.options.finish)).indices
+                rows = groups[most.sort()[0]]
+            give_back = torch.rand((len(groups), 1), generator=self.generator) < _GIVE_BACK
+            # Nothing can be given back to full faces.
+            give_back &= ~best.view(len(groups), -1).all(1, keepdim=True)
+            tried = torch.where(block, give_back.repeat_interleave(alike, 0), best) | ~present
+            climbed = rows.flatten()
             gained, change = torch.zeros_like(reward), torch.zeros_like(best, dtype=torch.int8)
-            gained[rows] = self._evaluate(tried[rows], rows) - reward[rows]
-            change[rows] = tried[rows].to(torch.int8) - best[rows].to(torch.int8)
+            gained[climbed] = self._evaluate(tried[climbed], climbed) - reward[climbed]
+            change[climbed] = tried[climbed].to(torch.int8) - best[climbed].to(torch.int8)
+            on_average = gained.view(-1, alike).mean(1).repeat_interleave(alike)
             changes.append(change)
-            gains.append(gained)
-            better = gained > 0
+            gains.append(on_average)
+            better = on_average > 0
             best = torch.where(better[:, None], tried, best)
             reward = torch.where(better, reward + gained, reward)
         return torch.stack(changes, 1), torch.stack(gains, 1), reward
 
-    def _fit(self, obs: Tensor, change: Tensor, gain: Tensor) -> tuple[float, float]:
-        """One gradient step on faces `(N, ...)` and their comparisons, as of `_climb`."""
+    def _fit(self, obs: Tensor, index: Tensor, change: Tensor, gain: Tensor) -> tuple[float, float]:
+        """One gradient step on faces `(N, ...)`, numbered, and comparisons, as of `_climb`."""
         change, gain = change.to(self.device).float(), gain.to(self.device)
-        logits = (change * self.policy(self._shown(obs))[:, None]).sum(2)
+        if self.options.trunk:
+            logits = self.policy(obs.to(self.device), self._by_trunk(obs, index))
+        else:
+            logits = self.policy(self._shown(obs))
+        logits = (change * logits[:, None]).sum(2)
         losses = F.binary_cross_entropy_with_logits(logits, (gain > 0).float(), reduction="none")
         weight = gain.abs() if self.options.weigh else (gain != 0).float()
         loss = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
         return self._step(loss, {"obs": obs, "change": change, "gain": gain})
+
+    def _by_trunk(self, obs: Tensor, index: Tensor) -> Tensor:
+        """What the policy's trunk sees of faces: it never changes, and takes long."""
+        assert isinstance(self.policy.trunk, ParserFeatures)
+        faces = index.tolist()
+        if new := [row for row, face in enumerate(faces) if face not in self._seen]:
+            seen = self.policy.trunk(obs[new, -3:].to(self.device)).half().cpu()
+            self._seen |= {faces[row]: part for row, part in zip(new, seen, strict=True)}
+        return torch.stack([self._seen[face] for face in faces]).to(self.device).float()

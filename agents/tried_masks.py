@@ -63,13 +63,25 @@ class TriedMasks(UpdatingAgent):
 
     def __init__(self, env: Any, options: Any, seed: int, device: str, keep: float = 0.5):
         super().__init__(env, options, seed, device, keep)
-        # One entry a batch of faces: tensors whose rows are faces, observations first.
+        # One entry a batch of faces: tensors whose rows are faces, their numbers first.
         self._memory: list[tuple[Tensor, ...]] = []
+
+    def _index(self) -> Tensor:
+        """Numbers of the faces shown `(N,)`.
+
+        Raises:
+            TypeError: the environment does not say.
+        """
+        if "index" not in self._info:
+            raise TypeError(
+                f"{self.name} scores several masks of a face: the environment must say which faces "
+                "it shows in info['index']"
+            )
+        return torch.as_tensor(self._info["index"])
 
     def _evaluate(self, masks: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Rewards `(N,)` or `(N, M)` of masks `(N, K)` or `(N, M, K)` of faces shown, by row."""
-        index = torch.as_tensor(self._info["index"])[rows]
-        return self.env.unwrapped.evaluate(index, masks).reward
+        return self.env.unwrapped.evaluate(self._index()[rows], masks).reward
 
     def _next_faces(self) -> None:
         self.steps += len(self._obs)
@@ -96,25 +108,40 @@ class TriedMasks(UpdatingAgent):
         image = (obs[:, -3:] * light).clamp(0, 255).to(torch.uint8)
         return torch.cat([obs[:, :-3], image], 1)
 
-    def _remembered(self, n: int) -> tuple[Tensor, ...]:
-        """What was remembered of n random faces."""
+    def _remembered(self) -> tuple[Tensor, ...]:
+        """As many random faces as are shown.
+
+        Returns:
+            Their observations, their numbers `(N,)`, and whatever else was remembered.
+        """
+        n = self.env.num_envs
         size = len(self._memory[0][0])
         chosen = torch.randint(len(self._memory) * size, (n,), generator=self.generator)
         entries = [self._memory[i // size] for i in chosen.tolist()]
         rows = (chosen % size).tolist()
-        return tuple(
+        index, *parts = (
             torch.stack([entry[part][row] for entry, row in zip(entries, rows, strict=True)])
             for part in range(len(self._memory[0]))
         )
+        # Seen again, because observations take a hundred times the memory of all else.
+        obs, _ = self.env.reset(options={"index": index.numpy()})
+        return torch.as_tensor(obs), index, *parts
 
-    def _blocks(self, obs: Tensor, m: int, largest: float) -> Tensor:
-        """Which regions lie in m random rectangles of every face `(N, M, K)`."""
-        n, k = len(obs), self.layout.bits
+    def _blocks(self, obs: Tensor, m: int, largest: float, alike: int = 1) -> Tensor:
+        """Which regions lie in m random rectangles of every face `(N, M, K)`.
+
+        So many faces in a row have the same rectangles as `alike` says.
+        """
+
+        def rand(*shape: int) -> Tensor:
+            drawn = torch.rand((len(obs) // alike, m, *shape), generator=self.generator)
+            return drawn.repeat_interleave(alike, 0)
+
         if not self.layout.regions:
-            share = torch.rand((n, m, 1), generator=self.generator) * largest
-            return torch.rand((n, m, k), generator=self.generator) < share
+            share = rand(1) * largest
+            return rand(self.layout.bits) < share
         middle = self._middles(obs[:, 0])[:, None]
-        centre, half = (torch.rand((n, m, 1, 2), generator=self.generator) for _ in range(2))
+        centre, half = rand(1, 2), rand(1, 2)
         half = half * largest / 2
         inside = ((middle - centre).abs() <= half.clamp_min(0.05)).all(3)
         # At least the region nearest to the centre.

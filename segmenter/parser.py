@@ -27,6 +27,7 @@ class Parser:
         version: Hash of network and weights; label maps of equal versions agree.
         parameters: Number of weights.
         device: Where it runs.
+        network: The network itself, for inference only.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Parser:
         self.device = torch.device(_auto(device))
         self.version = _version(network, size)
         self.parameters = sum(p.numel() for p in network.parameters())
-        self._network = network.eval().requires_grad_(False).to(self.device)
-        self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         mean, std = _IMAGENET if imagenet else ((0.5,) * 3, (0.5,) * 3)
         self._rgb = imagenet
         self._mean = 255 * torch.tensor(mean, device=self.device).view(3, 1, 1)
@@ -83,7 +84,7 @@ class Parser:
         if self._rgb:
             x = x.flip(1)
         x = (x.float() - self._mean) / self._std
-        logits = self._network(x.contiguous(memory_format=torch.channels_last))
+        logits = self.network(x.contiguous(memory_format=torch.channels_last))
         if isinstance(logits, tuple):
             logits = logits[0]
         side = (min(height, _MAX_SIDE), min(width, _MAX_SIDE))

@@ -68,9 +68,14 @@ class LightParser(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(32, 4 * classes, 1), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)[-1])
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of the encoder at 1/4, 1/8 and 1/16, and of the decoder at 1/8, 1/4 and 1/2."""
         x2 = self.stem(x)
         x4 = self.stage4(x2)
         x8 = self.stage8(x4)
         x16 = self.stage16(x8)
-        x = self.merge8(x16 + self.context(x16), x8)
-        return self.head(self.merge2(self.merge4(x, x4), x2))
+        y8 = self.merge8(x16 + self.context(x16), x8)
+        y4 = self.merge4(y8, x4)
+        return x4, x8, x16, y8, y4, self.merge2(y4, x2)

@@ -6,10 +6,12 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from segmenter import CLASSES, Parser, load_parser
 from segmenter.cache import parse_cached
+from segmenter.features import ParserFeatures
 from segmenter.labels import BISENET_TO_CELEBAMASK, mirror_table
 from segmenter.networks.bisenet import BiSeNet, zllrunning_key
 from segmenter.networks.light import LightParser
@@ -159,3 +161,23 @@ def test_damaged_cache_entries_are_parsed_again(tmp_path):
     path.write_bytes(b"not a database at all" * 100)
     with pytest.raises(ValueError, match="not usable as a cache"):
         parse_cached(parser, faces, path, progress=False)
+
+
+def test_features_are_what_the_classes_are_made_of(tmp_path):
+    parser, trunk = load_parser("light", "cpu"), ParserFeatures("light").train()
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((2, 3, 6, 6), generator=generator) * 255
+    pictures = F.interpolate(coarse, (parser.size, parser.size), mode="bilinear").to(torch.uint8)
+    maps = parser.network.features(pictures.float() / 127.5 - 1)
+    assert torch.equal(parser.network.head(maps[-1]).argmax(1).byte(), parser.parse(pictures))
+    # Means over blocks, the encoder's maps first.
+    seen, side = trunk(pictures), parser.size // 16
+    assert seen.shape == (2, trunk.channels, side, side)
+    blocks = [m.unflatten(3, (side, -1)).unflatten(2, (side, -1)).mean((3, 5)) for m in maps]
+    torch.testing.assert_close(seen, torch.cat(blocks, 1), atol=1e-4, rtol=1e-4)
+    # In whatever mode: the weights and statistics stay.
+    assert not any(module.training for module in trunk.modules())
+    assert trunk(pictures[:, :, :50, :60]).shape == seen.shape
+    save_file(SwiftFormerUNet().state_dict(), tmp_path / "swift.safetensors")
+    with pytest.raises(ValueError, match="is no light parser"):
+        ParserFeatures(str(tmp_path / "swift.safetensors"))

@@ -41,15 +41,15 @@ ALTERNATING = {
     "random-masks": ["--alternating.masks", "random"],
     "unmasked": ["--alternating.mix", "0"],
 }
-_COMPARED = ["--agent", "preference", "--preference.depth", "3", "--preference.augment", "true"]
-_PREFERENCE = [*_COMPARED, "--validate_every", "512"]
-# Most blocks of the mixture's faces hide nothing: what dropping them costs counts. It takes many
-# faces, so half of them are climbed by half only, in the precision that the machine is best at.
-_WEIGHED = [*_COMPARED, "--preference.epochs", "5", "--preference.weigh", "true"]
-_WEIGHED += ["--preference.threshold", "0.05", "--validate_every", "1024"]
-_WEIGHED += ["--preference.finish", "0.5", "--precision", "fastest"]
-_VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
-_VALUE += ["--validate_every", "1024"]
+# Eight faces behind the same occluder are climbed together, and the policy sees what the parser
+# sees: what a mask gains on one face is mostly that photograph's alone, and pixels teach slowly.
+_AGENT = ["--agent", "preference", "--preference.trunk", "light", "--preference.depth", "3"]
+_AGENT += ["--alike", "8", "--observation", "regions+image"]
+# What a drop costs counts, and faces that gain little are climbed by half only.
+_AGENT += ["--preference.weigh", "true", "--preference.threshold", "0.03"]
+_AGENT += ["--preference.finish", "0.5", "--precision", "fastest"]
+# Masks are tried first, so that the network learns from all of them from the start.
+_AGENT += ["--preference.collect", "0.8", "--preference.epochs", "6", "--validate_every", "512"]
 # Its cells end where a mask ends, as far as the parser sees that.
 _PARSED = ["--partition", "sarface24xgrid4x4"]
 
@@ -84,22 +84,17 @@ class Options:
     """Train recognizer and agent in turn, and the controls."""
     train: list[str] = field(
         default_factory=lambda: [
-            *("--partition", "grid10x10", "--reward", "contrast", "--obs_size", "60"),
-            *("--observation", "regions+parsing+image", "--best_by", "reward"),
+            *("--partition", "grid10x10", "--reward", "contrast", "--best_by", "reward"),
             *("--val_faces", "468"),
         ]
     )
     """Options of `train_agent.py` for every agent."""
     recipes: dict[str, list[str]] = field(
         default_factory=lambda: {
-            "mixed": [*_WEIGHED, "--steps", "12288", "--coverings", "8"],
-            "patch": [*_PREFERENCE, "--steps", "3072", "--coverings", "3"],
-            "mask": [
-                *(*_PREFERENCE, "--steps", "6144", "--coverings", "3", *_PARSED),
-                *("--preference.finish", "0.5", "--preference.epochs", "3"),
-                *("--preference.collect", "0.9"),
-            ],
-            "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
+            "mixed": [*_AGENT, "--steps", "12288", "--coverings", "8"],
+            "patch": [*_AGENT, "--steps", "6144", "--coverings", "4"],
+            "mask": [*_AGENT, "--steps", "6144", "--coverings", "4", *_PARSED],
+            "sunglasses": [*_AGENT, "--steps", "6144", "--coverings", "4"],
         }
     )
     """Further options by what covers the faces; for what is not named, those of the mixture."""
@@ -124,7 +119,7 @@ class Options:
             *("--alternating.lr", "2e-4", "--alternating.warmup", "40"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
             # For so many steps there are too few photographs otherwise.
-            *("--alternating.jitter", "0.5", "--min_images", "1"),
+            *("--alternating.jitter", "0.5", "--min_images", "1", "--alike", "1"),
         ]
     )
     """Further options of the recognizer's turn, after that of the mixture's agents."""
@@ -148,7 +143,7 @@ class Options:
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
             less = ["--steps", "512", "--validate_every", "512", "--coverings", "1"]
-            less += ["--value.masks", "4", "--preference.masks", "8"]
+            less += ["--preference.masks", "8"]
             self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]

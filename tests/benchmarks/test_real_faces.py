@@ -29,7 +29,7 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     options.holes += ["--alternating.batch_size", "4"]
     options.train += ["--partition", "grid2x2", "--obs_size", "16", "--num_envs", "4"]
     for recipe in options.recipes.values():
-        recipe += ["--steps", "8", "--validate_every", "8"]
+        recipe += ["--steps", "8", "--validate_every", "8", "--alike", "2"]
     options.turns += ["--alternating.batch_size", "4", "--alternating.frozen", "1"]
     options.fixed_calls, options.samples = 30, 20
     real_faces.make_all(options)

@@ -39,7 +39,7 @@ class PreferenceOptions(TriedMasksOptions):
     trunk: str = ""
     """Name or file of a face parser (`light`) whose features the policy network learns from,
     instead of from pixels: after fewer faces it sees what covers a face. Needs an image to observe,
-    as large as there is; `augment` has no effect then."""
+    as large as there is, and 120 KB of memory for every face; `augment` has no effect then."""
     threshold: float = 0.0
     """A region is kept when its logit is above minus this."""
 

@@ -44,5 +44,4 @@ class ParserFeatures(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
         maps = self.network.features(x)
         side = self.size // 16
-        # Not `adaptive_avg_pool2d`, which takes longer.
         return torch.cat([F.avg_pool2d(part, part.shape[3] // side) for part in maps], 1)

@@ -226,7 +226,13 @@ class FlatPolicy(nn.Module):
 def make_policy(
     layout: Layout, width: int, keep: float, depth: int = 0, trunk: str = ""
 ) -> RegionPolicy | FlatPolicy:
-    """The network that fits the layout; `depth` and `trunk` are those of a `RegionPolicy`."""
+    """The network that fits the layout; `depth` and `trunk` are those of a `RegionPolicy`.
+
+    Raises:
+        ValueError: there is a trunk and no map of regions, or no image, for it.
+    """
     if layout.regions:
         return RegionPolicy(layout, width, keep, depth, trunk)
+    if trunk:
+        raise ValueError("the features of a parser need regions to observe: regions+image")
     return FlatPolicy(layout, width, keep)

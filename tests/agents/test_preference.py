@@ -147,9 +147,10 @@ def test_what_the_parser_sees_is_learned_from_and_never_changes(tmp_path):
     assert torch.equal(again.logits(obs), agent.logits(obs))
 
 
-def test_a_parser_without_an_image_to_see_is_refused():
-    with pytest.raises(ValueError, match=r"need an image to observe: regions\+image"):
-        make_agent("preference", make_env(4, observation="regions"), {"trunk": "light"})
+@pytest.mark.parametrize(("observation", "lacks"), [("regions", "an image"), ("image", "regions")])
+def test_a_parser_without_regions_or_image_is_refused(observation, lacks):
+    with pytest.raises(ValueError, match=rf"need {lacks} to observe: regions\+image"):
+        make_agent("preference", make_env(4, observation=observation), {"trunk": "light"})
 
 
 def test_nothing_is_learned_while_masks_are_collected():

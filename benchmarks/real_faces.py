@@ -50,6 +50,8 @@ _AGENT += ["--preference.weigh", "true", "--preference.threshold", "0.03"]
 _AGENT += ["--preference.finish", "0.5", "--precision", "fastest"]
 # Masks are tried first, so that the network learns from all of them from the start.
 _AGENT += ["--preference.collect", "0.8", "--preference.epochs", "6", "--validate_every", "512"]
+_VALUE = ["--agent", "value", "--value.depth", "3", "--value.augment", "true"]
+_VALUE += ["--observation", "regions+parsing+image", "--obs_size", "60", "--validate_every", "1024"]
 # Its cells end where a mask ends, as far as the parser sees that.
 _PARSED = ["--partition", "sarface24xgrid4x4"]
 
@@ -94,7 +96,8 @@ class Options:
             "mixed": [*_AGENT, "--steps", "12288", "--coverings", "8"],
             "patch": [*_AGENT, "--steps", "6144", "--coverings", "4"],
             "mask": [*_AGENT, "--steps", "6144", "--coverings", "4", *_PARSED],
-            "sunglasses": [*_AGENT, "--steps", "6144", "--coverings", "4"],
+            # Made before the others' recipe; it has nothing to gain and keeps them.
+            "sunglasses": [*_VALUE, "--steps", "4096", "--coverings", "3"],
         }
     )
     """Further options by what covers the faces; for what is not named, those of the mixture."""
@@ -143,7 +146,7 @@ class Options:
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]
             self.pairs, self.samples, self.occlusion_seeds = self.pairs or 40, 200, [0]
             less = ["--steps", "512", "--validate_every", "512", "--coverings", "1"]
-            less += ["--preference.masks", "8"]
+            less += ["--value.masks", "4", "--preference.masks", "8"]
             self.recipes = {kind: [*recipe, *less] for kind, recipe in self.recipes.items()}
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]

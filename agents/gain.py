@@ -88,8 +88,8 @@ class Gain(TriedMasks):
             # In units of their spread, so that one learning rate suits every reward.
             self._scale = float(rewards.square().mean().sqrt().clamp_min(1e-6))
         for _ in range(self.options.epochs):
-            obs, _, masks, rewards = self._remembered()
-            loss, norm = self._fit(obs, masks, rewards)
+            seen, _, *tried = self._remembered()
+            loss, norm = self._fit(seen, *tried)
         self._next_faces()
         return {
             "charts/episodic_return": float(rewards.mean()),

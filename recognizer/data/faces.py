@@ -57,6 +57,11 @@ class FaceSet:
                 f"clean must be {tuple(self.images.shape)}, or fewer faces of which `images` show "
                 f"all equally often; got {tuple(self.clean.shape)}"
             )
+        alike = self.alike
+        if alike is not None and (alike.dtype != torch.int64 or alike.shape[:-1] != (n,)):
+            raise ValueError(
+                f"alike must be int64 ({n}, G), got {alike.dtype} {tuple(alike.shape)}"
+            )
         if self.parsing is not None and self.parsing.dtype != torch.uint8:
             raise ValueError(f"parsing must be uint8, got {self.parsing.dtype}")
 

@@ -257,6 +257,13 @@ def test_images_covered_alike_share_an_occluder_in_random_groups(tmp_path):
         assert any(torch.equal(faces.occluders[i], alone.occluders[i]) for i in group)
 
 
+def test_groups_must_name_faces_for_every_face():
+    faces = toy_faces(4)
+    for alike in (torch.zeros((3, 2), dtype=torch.int64), torch.zeros((4, 2))):
+        with pytest.raises(ValueError, match=r"alike must be int64 \(4, G\)"):
+            replace(faces, alike=alike)
+
+
 def test_made_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "set")
     before = load(root, occlusion="mask")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import sarface_env  # noqa: F401  (registers SARFace-v0)
 from agents.agent import Agent, DivergedError
@@ -391,23 +392,31 @@ def compare(agent: Agent, options: TrainOptions) -> list[Result]:
     env = make_env(options, options.eval_split, JUDGE)
     faces = len(env.unwrapped.core)  # type: ignore[attr-defined]
     indices = np.random.default_rng(0).permutation(faces)[: options.eval_faces]
-    fixed = FixedMask.search(
-        make_env(options, "train", JUDGE), options.fixed_mask_faces, seed=options.seed
-    )
-    policies: list[Predicts] = [
-        KeepAll(env),
-        DropAll(env),
-        Random(env, options.seed),
-        FixedMask(env, fixed.mask),
-        agent,
-        *second_looks(env, agent),
-        GreedyOracle(env),
-    ]
-    # 2^K masks a face: minutes with the small recognizer of the embedded world, else hours.
-    few_bits = env.unwrapped.single_action_space.n <= 16  # type: ignore[attr-defined]
-    if few_bits and options.env.dataset == "faceworld":
-        policies.append(ExhaustiveOracle(env, progress=True))
-    return [evaluate(policy, env, indices) for policy in policies]
+    # Searches among many regions take minutes with a large recognizer.
+    with tqdm(desc="evaluating", unit="policy", postfix="searching the best fixed mask") as bar:
+        fixed = FixedMask.search(
+            make_env(options, "train", JUDGE), options.fixed_mask_faces, seed=options.seed
+        )
+        policies: list[Predicts] = [
+            KeepAll(env),
+            DropAll(env),
+            Random(env, options.seed),
+            FixedMask(env, fixed.mask),
+            agent,
+            *second_looks(env, agent),
+            GreedyOracle(env),
+        ]
+        # 2^K masks a face: minutes with the small recognizer of the embedded world, else hours.
+        few_bits = env.unwrapped.single_action_space.n <= 16  # type: ignore[attr-defined]
+        if few_bits and options.env.dataset == "faceworld":
+            policies.append(ExhaustiveOracle(env, progress=True))
+        bar.reset(len(policies))
+        results = []
+        for policy in policies:
+            bar.set_postfix_str(getattr(policy, "name", "policy"))
+            results.append(evaluate(policy, env, indices))
+            bar.update()
+    return results
 
 
 def report(results: list[Result], agent: Agent, options: TrainOptions, folder: Path) -> None:

@@ -85,7 +85,7 @@ class Preference(TriedMasks):
         # More than 0.5: until it has learned something, the policy keeps everything.
         super().__init__(env, options, seed, device, keep=0.525)
         self._alike: int = getattr(self.env.unwrapped, "alike", 1)
-        self._seen: dict[int, Tensor] = {}  # by the trunk, of every face learned from
+        self._seen: dict[int, Tensor] = {}  # by the trunk, of the entries of the memory
         if self.env.num_envs % self._alike:
             raise ValueError(
                 f"{self.env.num_envs} environments cannot show whole groups of {self._alike} faces "
@@ -147,11 +147,13 @@ class Preference(TriedMasks):
             reward = torch.where(better, reward + gained, reward)
         return torch.stack(changes, 1), torch.stack(gains, 1), reward
 
-    def _fit(self, obs: Tensor, index: Tensor, change: Tensor, gain: Tensor) -> tuple[float, float]:
-        """One gradient step on faces `(N, ...)`, numbered, and comparisons, as of `_climb`."""
+    def _fit(
+        self, obs: Tensor, places: Tensor, change: Tensor, gain: Tensor
+    ) -> tuple[float, float]:
+        """One gradient step on faces `(N, ...)`, from the memory's places, as of `_climb`."""
         change, gain = change.to(self.device).float(), gain.to(self.device)
         if self.options.trunk:
-            logits = self.policy(obs.to(self.device), self._by_trunk(obs, index))
+            logits = self.policy(obs.to(self.device), self._by_trunk(places))
         else:
             logits = self.policy(self._shown(obs))
         logits = (change * logits[:, None]).sum(2)
@@ -160,11 +162,15 @@ class Preference(TriedMasks):
         loss = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
         return self._step(loss, {"obs": obs, "change": change, "gain": gain})
 
-    def _by_trunk(self, obs: Tensor, index: Tensor) -> Tensor:
-        """What the policy's trunk sees of faces: it never changes, and takes long."""
+    def _by_trunk(self, places: Tensor) -> Tensor:
+        """What the policy's trunk sees of remembered faces: it never changes, and takes long."""
         assert isinstance(self.policy.trunk, ParserFeatures)
-        faces = index.tolist()
-        if new := [row for row, face in enumerate(faces) if face not in self._seen]:
-            seen = self.policy.trunk(obs[new, -3:].to(self.device)).half().cpu()
-            self._seen |= {faces[row]: part for row, part in zip(new, seen, strict=True)}
-        return torch.stack([self._seen[face] for face in faces]).to(self.device).float()
+        size = self.env.num_envs
+        for entry in (places // size).unique().tolist():
+            if entry not in self._seen:
+                # As a whole: rounding depends on the batch, and resumed trainings must agree.
+                obs, _ = self.env.reset(options={"index": self._memory[entry][0].numpy()})
+                image = torch.as_tensor(obs)[:, -3:].to(self.device)
+                self._seen[entry] = self.policy.trunk(image).half().cpu()
+        seen = [self._seen[place // size][place % size] for place in places.tolist()]
+        return torch.stack(seen).to(self.device).float()

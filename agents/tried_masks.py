@@ -112,7 +112,7 @@ class TriedMasks(UpdatingAgent):
         """As many random faces as are shown.
 
         Returns:
-            Their observations, their numbers `(N,)`, and whatever else was remembered.
+            Their observations, their places in the memory `(N,)`, and what else was remembered.
         """
         n = self.env.num_envs
         size = len(self._memory[0][0])
@@ -125,7 +125,7 @@ class TriedMasks(UpdatingAgent):
         )
         # Seen again, because observations take a hundred times the memory of all else.
         obs, _ = self.env.reset(options={"index": index.numpy()})
-        return torch.as_tensor(obs), index, *parts
+        return torch.as_tensor(obs), chosen, *parts
 
     def _blocks(self, obs: Tensor, m: int, largest: float, alike: int = 1) -> Tensor:
         """Which regions lie in m random rectangles of every face `(N, M, K)`.

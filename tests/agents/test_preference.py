@@ -1,5 +1,6 @@
 """Learning from comparisons: the loss by hand, and the climb."""
 
+import copy
 import math
 
 import numpy as np
@@ -136,11 +137,18 @@ def test_what_the_parser_sees_is_learned_from_and_never_changes(tmp_path):
         assert torch.equal(agent.policy.trunk.state_dict()[f"network.{key}"], value)
     assert trunk.keys() == agent.policy.trunk.state_dict().keys()
     # What is remembered is what is seen, in half precision.
-    obs = torch.from_numpy(np.array(env.reset(seed=1)[0]))
-    index = torch.from_numpy(env.reset(seed=1)[1]["index"])
+    obs, places, *_ = agent._remembered()
     for _ in range(2):
-        seen = agent._by_trunk(obs, index)
+        seen = agent._by_trunk(places)
         torch.testing.assert_close(seen, agent.policy.trunk(obs[:, -3:]), atol=0.01, rtol=0.01)
+    # A resumed training has to see it again, and goes on exactly.
+    straight = make_agent("preference", make_env(8), options).learn(8 * 6)
+    first = make_agent("preference", make_env(8), options).learn(8 * 5, total=8 * 6)
+    second = make_agent("preference", make_env(8), options, seed=1)
+    second.load_training_state(copy.deepcopy(first.training_state()))
+    second.learn(8 * 6)
+    for key, value in straight.policy.state_dict().items():
+        assert torch.equal(value, second.policy.state_dict()[key]), key
     # The file holds the parser, and the agent is the same.
     agent.save(tmp_path / "agent.safetensors")
     again = load_agent(tmp_path / "agent.safetensors", env)

@@ -83,7 +83,7 @@ class Gain(TriedMasks):
         masks = self._try(obs, present)
         rewards = self._evaluate(torch.cat([torch.ones_like(masks[:, :1]), masks], 1))
         rewards = rewards[:, 1:] - rewards[:, :1]
-        self._memory.append((self._index(), masks, rewards))
+        self._memory.append((torch.as_tensor(self._info["index"]), masks, rewards))
         if len(self._memory) == 1:
             # In units of their spread, so that one learning rate suits every reward.
             self._scale = float(rewards.square().mean().sqrt().clamp_min(1e-6))

@@ -127,6 +127,18 @@ class UpdatingAgent(Agent):
         default = np.ones((len(self._obs), self.layout.bits), bool)
         return torch.as_tensor(self._info.get("action_mask", default))
 
+    def _rewards(self, indices: Tensor | None, masks: Tensor) -> Tensor:
+        """Rewards of masks `(M, K)` or `(N, G, K)` on faces, without touching the episodes."""
+        if not len(masks):
+            return torch.empty(0)
+        evaluate = getattr(self.env.unwrapped, "evaluate", None)
+        if evaluate is None or indices is None:
+            raise TypeError(
+                f"{self.name} scores further masks of a face: the environment must have "
+                "`evaluate(indices, masks)` and say which faces it shows in info['index']"
+            )
+        return evaluate(indices, masks).reward
+
     def _step(self, loss: Tensor, batch: dict[str, Any]) -> tuple[float, float]:
         """One gradient step; returns loss and gradient's length. A loss that is no number stops."""
         if not torch.isfinite(loss):
@@ -250,18 +262,6 @@ class Learner(UpdatingAgent):
     def _penalty(self, batch: Batch, logits: Tensor) -> Tensor | float:
         """What to add to the loss."""
         return 0.0
-
-    def _rewards(self, indices: Tensor | None, masks: Tensor) -> Tensor:
-        """Rewards of masks `(M, K)` or `(N, G, K)` on faces, without touching the episodes."""
-        if not len(masks):
-            return torch.empty(0)
-        evaluate = getattr(self.env.unwrapped, "evaluate", None)
-        if evaluate is None or indices is None:
-            raise TypeError(
-                f"{self.name} scores further masks of a face: the environment must have "
-                "`evaluate(indices, masks)` and say which faces it shows in info['index']"
-            )
-        return evaluate(indices, masks).reward
 
     def training_state(self) -> dict[str, Any]:
         """See `Agent.training_state`."""

@@ -102,7 +102,7 @@ class Preference(TriedMasks):
         self._anneal(max(0.0, learned))
         obs = torch.as_tensor(self._obs)
         change, gain, reward = self._climb(obs, self._present())
-        self._memory.append((self._index(), change, gain))
+        self._memory.append((torch.as_tensor(self._info["index"]), change, gain))
         metrics = {"charts/episodic_return": float(reward.mean())}
         if learned >= 0:
             for _ in range(round(self.options.epochs / (1 - self.options.collect))):
@@ -161,6 +161,11 @@ class Preference(TriedMasks):
         weight = gain.abs() if self.options.weigh else (gain != 0).float()
         loss = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
         return self._step(loss, {"obs": obs, "change": change, "gain": gain})
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `Agent.load_training_state`."""
+        super().load_training_state(state)
+        self._seen.clear()  # of another memory
 
     def _by_trunk(self, places: Tensor) -> Tensor:
         """What the policy's trunk sees of remembered faces: it never changes, and takes long."""

@@ -66,22 +66,10 @@ class TriedMasks(UpdatingAgent):
         # One entry a batch of faces: tensors whose rows are faces, their numbers first.
         self._memory: list[tuple[Tensor, ...]] = []
 
-    def _index(self) -> Tensor:
-        """Numbers of the faces shown `(N,)`.
-
-        Raises:
-            TypeError: the environment does not say.
-        """
-        if "index" not in self._info:
-            raise TypeError(
-                f"{self.name} scores several masks of a face: the environment must say which faces "
-                "it shows in info['index']"
-            )
-        return torch.as_tensor(self._info["index"])
-
     def _evaluate(self, masks: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Rewards `(N,)` or `(N, M)` of masks `(N, K)` or `(N, M, K)` of faces shown, by row."""
-        return self.env.unwrapped.evaluate(self._index()[rows], masks).reward
+        index = self._info.get("index")
+        return self._rewards(None if index is None else torch.as_tensor(index)[rows], masks)
 
     def _next_faces(self) -> None:
         self.steps += len(self._obs)

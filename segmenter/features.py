@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmenter.networks.light import LightParser
-from segmenter.parser import load_parser
+from segmenter.parser import load_parser, network_input
 
 
 class ParserFeatures(nn.Module):
@@ -38,10 +38,6 @@ class ParserFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `(N, C, h, w)` of uint8 BGR images `(N, 3, H, W)` of any size."""
-        size = (self.size, self.size)
-        if images.shape[2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        x = images.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
-        maps = self.network.features(x)
+        maps = self.network.features(network_input(images, self.size, 127.5, 127.5))
         side = self.size // 16
         return torch.cat([F.avg_pool2d(part, part.shape[3] // side) for part in maps], 1)

@@ -77,14 +77,8 @@ class Parser:
 
     def _parse(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        if (height, width) != (self.size, self.size):
-            x = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        else:
-            x = images
-        if self._rgb:
-            x = x.flip(1)
-        x = (x.float() - self._mean) / self._std
-        logits = self.network(x.contiguous(memory_format=torch.channels_last))
+        x = images.flip(1) if self._rgb else images
+        logits = self.network(network_input(x, self.size, self._mean, self._std))
         if isinstance(logits, tuple):
             logits = logits[0]
         side = (min(height, _MAX_SIDE), min(width, _MAX_SIDE))
@@ -96,6 +90,13 @@ class Parser:
         if side != (height, width):
             labels = F.interpolate(labels[:, None], (height, width), mode="nearest-exact")[:, 0]
         return labels
+
+
+def network_input(images: Tensor, size: int, mean: Tensor | float, std: Tensor | float) -> Tensor:
+    """Images `(N, 3, H, W)` uint8 as networks take them: square, normalised, channels last."""
+    if images.shape[2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def parser_names() -> list[str]:

@@ -144,7 +144,7 @@ def test_what_the_parser_sees_is_learned_from_and_never_changes(tmp_path):
     # A resumed training has to see it again, and goes on exactly.
     straight = make_agent("preference", make_env(8), options).learn(8 * 6)
     first = make_agent("preference", make_env(8), options).learn(8 * 5, total=8 * 6)
-    second = make_agent("preference", make_env(8), options, seed=1)
+    second = make_agent("preference", make_env(8), options, seed=1).learn(8 * 5, total=8 * 6)
     second.load_training_state(copy.deepcopy(first.training_state()))
     second.learn(8 * 6)
     for key, value in straight.policy.state_dict().items():

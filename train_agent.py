@@ -311,6 +311,7 @@ def train_in_turn(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Ag
         temperature=schedule.temperature,
         frozen=schedule.frozen,
         jitter=schedule.jitter,
+        blend=schedule.blend,
         followers=[judge],
     )
     updates.folder = folder

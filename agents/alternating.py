@@ -49,6 +49,10 @@ class AlternatingOptions:
     jitter: float = 0.0
     """Turn, scale, shift and relight those faces at random, by up to 5 degrees, 6 %, 2.5 % of the
     side and 20 % times this: few photographs last longer."""
+    blend: float = 1.0
+    """Judge by weights that lie so much of the way from the recognizer's first ones to the trained
+    ones. Less than 1 keeps more of what it knew, and often holds for more people (Wortsman et al.,
+    2022)."""
     head: Literal["cosface", "arcface", "adaface", "none"] = "cosface"
     """Margin head for people who are enrolled from photographs: what it starts from are the means
     of their images. With `none` there are no classes; the recognizer then learns to make of a

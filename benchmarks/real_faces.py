@@ -35,7 +35,8 @@ PARTITIONS = (
 FILLS = ("mean", "zero", "blur", "inpaint")
 BASELINES = ("clean", "keep-all", "random", "fixed", "face-only")
 ORACLES = ("oracle-occluder", "oracle-regions")
-# Alternating training and its controls: the same steps of the recognizer on other faces.
+# Alternating training and its controls: the same steps of the recognizer on other faces, and then
+# the same of the agent.
 ALTERNATING = {
     "alternating": [],
     "random-masks": ["--alternating.masks", "random"],
@@ -116,9 +117,9 @@ class Options:
     turns: list[str] = field(
         default_factory=lambda: [
             *("--alternating.rounds", "1", "--alternating.policy_steps", "0"),
-            *("--alternating.recognizer_steps", "1200", "--alternating.batch_size", "32"),
+            *("--alternating.recognizer_steps", "2400", "--alternating.batch_size", "32"),
             *("--alternating.masks", "greedy", "--alternating.head", "none"),
-            *("--alternating.temperature", "0.01"),
+            *("--alternating.temperature", "0.01", "--alternating.blend", "0.8"),
             *("--alternating.lr", "2e-4", "--alternating.warmup", "40"),
             *("--alternating.mix", "0.85", "--alternating.decay", "true"),
             # For so many steps there are too few photographs otherwise.
@@ -126,6 +127,13 @@ class Options:
         ]
     )
     """Further options of the recognizer's turn, after that of the mixture's agents."""
+    beside: list[str] = field(
+        default_factory=lambda: [
+            *("--alternating.rounds", "1", "--alternating.policy_steps", "6144"),
+            *("--alternating.recognizer_steps", "0"),
+        ]
+    )
+    """Further options of the agent's turn after that, beside the recognizer that came of it."""
     fixed_calls: int = 21_000
     """Images scored to find the best fixed mask."""
     occlusion_seeds: list[int] = field(default_factory=lambda: list(range(4)))
@@ -151,6 +159,7 @@ class Options:
             few = ["--alternating.rounds", "1", "--alternating.recognizer_steps", "2"]
             self.holes = [*self.holes, *few, "--val_faces", "20"]
             self.turns = [*self.turns, *few, "--val_faces", "20"]
+            self.beside = [*self.beside, "--alternating.policy_steps", "512", "--val_faces", "20"]
             self.fixed_calls = min(self.fixed_calls, 600)
 
 
@@ -197,25 +206,40 @@ def make_all(options: Options) -> None:
         together = []
         for seed in options.seeds:
             for name in ALTERNATING:
-                make_run(options, f"{name}-{seed}", alternating_command(options, name, str(seed)))
+                taught = f"{name}-recognizer-{seed}"
+                make_run(options, taught, recognizer_command(options, name, str(seed)))
+                make_run(options, f"{name}-{seed}", beside_command(options, taught, str(seed)))
                 together.append(str(options.runs / f"{name}-{seed}" / "last"))
         for kind in ("mixed", "clean"):
             names = ["clean", "keep-all", *together]
             judge(options, f"alternating-{kind}", kind, names)
 
 
-def training_command(options: Options, kind: str, seed: str) -> list[str]:
+def training_command(
+    options: Options, kind: str, seed: str, recognizer: str | None = None
+) -> list[str]:
     """Arguments of `train_agent.py` for one agent."""
     own = options.recipes.get(kind, options.recipes["mixed"])
-    where = _where(options, kind, used_to_holes(options))
+    where = _where(options, kind, recognizer or used_to_holes(options))
     return [*where, "--seed", seed, *options.train, *own]
 
 
-def alternating_command(options: Options, name: str, seed: str) -> list[str]:
-    """Arguments of `train_agent.py` for one of `ALTERNATING`."""
-    agent = options.runs / f"mixed-{seed}" / "best" / "agent.safetensors"
-    argv = [*training_command(options, "mixed", seed), "--start", str(agent), "--alternate", "true"]
+def recognizer_command(options: Options, name: str, seed: str) -> list[str]:
+    """Arguments of `train_agent.py` for the recognizer's turn of one of `ALTERNATING`."""
+    argv = [*training_command(options, "mixed", seed), *_after_mixed(options, seed)]
     return [*argv, *options.turns, *ALTERNATING[name]]
+
+
+def beside_command(options: Options, taught: str, seed: str) -> list[str]:
+    """Arguments of `train_agent.py` for the agent's turn after a recognizer's."""
+    recognizer = str(options.runs / taught / "last" / "recognizer.safetensors")
+    argv = [*training_command(options, "mixed", seed, recognizer), *_after_mixed(options, seed)]
+    return [*argv, *options.beside]
+
+
+def _after_mixed(options: Options, seed: str) -> list[str]:
+    agent = options.runs / f"mixed-{seed}" / "best" / "agent.safetensors"
+    return ["--start", str(agent), "--alternate", "true"]
 
 
 def used_to_holes(options: Options) -> str:

@@ -176,11 +176,21 @@ def _relative(found: dict[str, Any]) -> str:
 
 def _origin(found: dict[str, Any], runs: dict[str, Any]) -> str:
     """How a table was made: the commands of its trained rows, and its own."""
-    names = [row["name"].removesuffix("/last") for row in found["policies"]]
-    commands = [runs[name]["command"] for name in ("holes", *names) if name in runs]
-    commands.append(shlex.join(["python", "-m", "benchmarks.policies", *found["arguments"]]))
+    command = shlex.join(["python", "-m", "benchmarks.policies", *found["arguments"]])
+    commands: list[str] = []
+    seen: set[str] = set()
+
+    def add(user: str) -> None:
+        """The runs whose files a command names, those that they start from first."""
+        for name, run in runs.items():
+            if name not in seen and re.search(rf"/{name}(/| |$)", user):
+                seen.add(name)
+                add(run["command"])
+                commands.append(run["command"])
+
+    add(command)
     ways = len(found["options"]["occlusion_seeds"])
-    text = "\n".join(commands)
+    text = "\n".join([*commands, command])
     return (
         f"{found['pairs']} pairs ({ways} {'occlusions' if ways > 1 else 'occlusion'} of each), "
         f"{found['probes']} probes for rank-1; "
@@ -320,9 +330,10 @@ def _alternating(found: dict[str, Any], runs: dict[str, Any]) -> Iterator[str]:
         "the recognizer's again: it is trained on occluded faces masked by the agent "
         "(`alternating`) or, for as many steps, on randomly masked (`random-masks`) and on "
         "unmasked ones (`unmasked`), to make of them what it made of the uncovered face and to "
-        "tell the training people apart. *Masked* is the accuracy of what the agent leaves, *full* "
-        "that of the full image, by the trained recognizer; differences are to the frozen one with "
-        "everything kept. The agent is the same in all three.\n"
+        "tell the training people apart. Then it is the agent's: in all three, the mixture's agent "
+        "is trained further, as long, beside the recognizer that came of it. *Masked* is the "
+        "accuracy of what the agent leaves, *full* that of the full image, by the trained "
+        "recognizer; differences are to the frozen one with everything kept.\n"
     )
     for kind in ("mixed", "clean"):
         if f"alternating-{kind}" not in found:

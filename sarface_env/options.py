@@ -79,7 +79,8 @@ class EnvOptions:
     precision: Precision = "float32"
     """Arithmetic of the recognizer: `float32`, `bfloat16`, `float16`, or `fastest`, which is
     measured once. Half precisions may be twice as fast; margins then differ in the third digit, and
-    a face whose margin is close to zero may be judged otherwise."""
+    a face whose margin is close to zero may be judged otherwise. Where it is bfloat16, training the
+    recognizer in turn with an agent is of mixed precision too."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, Path):

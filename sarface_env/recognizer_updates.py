@@ -1,5 +1,6 @@
 """Training steps of the recognizer that judges an environment, on faces masked by a policy."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ class RecognizerUpdates:
     away from what other people are known by. That needs few people, and leaves whole faces about
     where they were.
 
-    The faces of a batch and which of them are masked are functions of (seed, step).
+    The faces of a batch and which of them are masked are functions of (seed, step). Where the
+    scorer judges in bfloat16, training is of mixed precision: forth and back in bfloat16, weights
+    and loss in float32.
 
     Args:
         env: whose scorer is a `MarginScorer` or `EnrolledScorer` of its own, not shared with other
@@ -41,7 +44,7 @@ class RecognizerUpdates:
         batch_size: faces a step.
         mix: probability that a face is masked; the others are shown in full.
         masks: by whom: `random` drops a share of the regions drawn for each face from [0, 0.6];
-            otherwise `predict` is asked.
+            otherwise `predict` is asked, with `greedy` once for each face in a call of `learn`.
         optimizer: `sgd` with momentum 0.9, or `adamw`.
         lr: learning rate.
         decay_steps: steps in which the learning rate falls to zero along a cosine; None: constant.
@@ -55,6 +58,10 @@ class RecognizerUpdates:
         frozen: so many of the backbone's convolutions and dense layers, in the order in which it
             defines them, stay as they are.
         jitter: strength of `recognizer.data.augment.jitter` on the faces of a batch.
+        blend: what judges afterwards lies so much of the way from the first weights to the trained
+            ones, between which training goes on from the latter. The mean often holds for more
+            people than either: "Robust fine-tuning of zero-shot models", Wortsman et al., CVPR
+            2022.
         followers: other scorers of the same recognizer, which take over its changes too.
 
     Attributes:
@@ -83,6 +90,7 @@ class RecognizerUpdates:
         temperature: float = 0.0,
         frozen: int = 0,
         jitter: float = 0.0,
+        blend: float = 1.0,
         followers: Sequence[MarginScorer | EnrolledScorer] = (),
     ):
         inner = env.unwrapped
@@ -104,13 +112,19 @@ class RecognizerUpdates:
                 f"from it, can be trained in turn with an agent; here a {type(scorer).__name__} "
                 "judges"
             )
-        if not 0 <= mix <= 1:
-            raise ValueError(f"mix must lie in [0, 1], got {mix}")
+        for name, share in (("mix", mix), ("blend", blend)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
         self.epoch_steps = len(self.core) // batch_size
         if not self.epoch_steps:
             raise ValueError(f"{len(self.core)} faces are too few for a batch of {batch_size}")
         self.scorers = [scorer, *followers]
-        self.trained = scorer.recognizer
+        # float16 would need its loss scaled.
+        self._mixed = scorer.precision == "bfloat16"
+        # Of its own, so that what judges may be less than what is trained.
+        self.trained = copy.deepcopy(scorer.recognizer)
+        self.blend = blend
+        self._first = copy.deepcopy(self._judging(scorer.recognizer).state_dict())
         self.temperature = temperature
         self._whole: Tensor | None = None  # of every face, however it is covered
         if head == "none":
@@ -123,13 +137,7 @@ class RecognizerUpdates:
             self._whole = scorer.gallery.embeddings[rows]
             self._people, self._person = scorer.gallery.weights, scorer.gallery.labels[rows]
         elif isinstance(scorer, EnrolledScorer):
-            # The same backbone with a head of its own.
-            self.trained = Recognizer(
-                scorer.recognizer.backbone,
-                scorer.recognizer.spec,
-                scorer.gallery.head(head, m=margin),
-                scorer.recognizer.name,
-            ).to(scorer.device)
+            self.trained.head = scorer.gallery.head(head, m=margin).to(scorer.device)
         # Convolutions on a processor are a fifth faster forth and back with this memory layout.
         self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _freeze(self.trained.backbone, frozen)
@@ -137,6 +145,9 @@ class RecognizerUpdates:
         self.optimizer = build_optimizer(self.trained, self.options)
         options = inner.options
         self._shown = Episodes(self.core, batch_size, options.observation, options.obs_size)
+        # What a policy takes for best stays so while it is not trained.
+        self._chosen = torch.empty((len(self.core), self.core.bits), dtype=torch.bool)
+        self._known = torch.zeros(len(self.core), dtype=torch.bool)
         self.step = 0
         self.folder: Path | None = None
 
@@ -165,15 +176,29 @@ class RecognizerUpdates:
         if self.step >= steps:
             return float("nan")
         self.trained.train()
+        self._known[:] = False
         while self.step < steps:
             loss = self._update(predict)
             if self.step < steps:
                 after_step(loss)
-        self.trained.eval()
-        self._refresh()
+        self._judge()
         return loss
 
-    def _refresh(self) -> None:
+    def _judging(self, recognizer: Recognizer) -> nn.Module:
+        """All of it that a scorer uses."""
+        return recognizer if isinstance(self.scorers[0], MarginScorer) else recognizer.backbone
+
+    def _judge(self) -> None:
+        """Scorers take over what has been learned."""
+        last = self._judging(self.trained).state_dict()
+        self._judging(self.scorers[0].recognizer).load_state_dict(
+            {
+                name: torch.lerp(first, last[name], self.blend)
+                if first.is_floating_point()
+                else last[name]
+                for name, first in self._first.items()
+            }
+        )
         for scorer in self.scorers:
             scorer.refresh()
 
@@ -191,8 +216,7 @@ class RecognizerUpdates:
             masks = torch.ones((self.batch_size, self.core.bits), dtype=torch.bool)
             masked = torch.from_numpy(chosen[:, 0] < self.mix)
             if masked.any():
-                self._shown.begin(index)
-                masks[masked] = torch.as_tensor(predict(self._shown.observe())).bool()[masked]
+                masks[masked] = self._choose(index, predict)[masked]
         faces = torch.from_numpy(index)
         images, labels = self.core.apply(faces, masks), self.core.faces.labels[faces]
         torch.manual_seed(int(random.integers(2**62)))  # jitter, mirroring and dropout
@@ -212,14 +236,25 @@ class RecognizerUpdates:
         self.step += 1
         return loss.item()
 
+    def _choose(self, index: np.ndarray, predict: Predict) -> Tensor:
+        faces = torch.from_numpy(index)
+        if self.masks != "greedy" or not self._known[faces].all():
+            self._shown.begin(index)
+            self._chosen[faces] = torch.as_tensor(predict(self._shown.observe())).bool()
+            self._known[faces] = True
+        return self._chosen[faces]
+
     def _loss(self, images: Tensor, faces: Tensor, labels: Tensor) -> Tensor:
-        if self.objective is not None:
-            return self.objective(images, labels)
-        # Targets are of image and mirror image together, so either may be shown.
-        if torch.rand(()) < 0.5:
-            images = images.flip(-1)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._mixed):
+            if self.objective is not None:
+                return self.objective(images, labels)
+            # Targets are of image and mirror image together, so either may be shown.
+            if torch.rand(()) < 0.5:
+                images = images.flip(-1)
+            features = self.trained(images)
+        # In float32 again: bfloat16 is too coarse for cosines over a temperature.
+        embeddings = F.normalize(features.float())
         assert self._whole is not None
-        embeddings = self.trained.embed(images)[0]
         loss = (1 - (embeddings * self._whole[faces]).sum(1)).mean()
         if self.temperature:
             logits = embeddings @ self._people.T / self.temperature
@@ -252,7 +287,7 @@ class RecognizerUpdates:
         self.step = state["step"]
         self.trained.load_state_dict(state["recognizer"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._refresh()
+        self._judge()
 
 
 def _freeze(backbone: nn.Module, count: int) -> None:

@@ -139,6 +139,29 @@ def test_the_recognizer_is_shown_masked_faces_mixed_with_full_ones(monkeypatch):
     assert sorted(labels.tolist()) == sorted(faces.labels.tolist())
 
 
+def test_what_a_policy_takes_for_best_is_asked_once_for_each_face_while_it_is_not_trained():
+    def masks_of(masks, answers):
+        env, applied, asked = make_env(), [], []
+        apply = env.core.apply
+        env.core.apply = lambda faces, bits: [applied.append((faces, bits)), apply(faces, bits)][1]
+        updates = RecognizerUpdates(env, 6, 1.0, masks)
+        for steps, keep in answers:
+            updates.learn(steps, lambda obs, keep=keep: [asked.append(obs), keep(obs)][1])
+        return applied, asked
+
+    def by_face(bits):
+        """Keep bits that the first pixel of a face decides."""
+        return lambda obs: (obs[:, 1, 0, 0, None] >> np.arange(6) & 1) ^ bits
+
+    greedy, asked = masks_of("greedy", [(10, by_face(0)), (14, by_face(1))])
+    sampled, each_time = masks_of("agent", [(10, by_face(0)), (14, by_face(1))])
+    assert len(asked) == 2 + 2  # two steps are a pass over the twelve faces
+    assert len(each_time) == 14
+    for once, again in zip(greedy, sampled, strict=True):
+        assert torch.equal(once[0], again[0])
+        assert torch.equal(once[1], again[1])
+
+
 def test_caches_follow_the_recognizer_and_only_the_envs_own_changes():
     recognizer = tiny_recognizer()
     env, other = make_env(scorer=MarginScorer(recognizer, "cpu")), make_env()
@@ -258,6 +281,66 @@ def test_jittered_faces_are_drawn_to_what_the_faces_are_as_they_are():
     assert loss[0.0] < loss[1.0] < loss[3.0]
     with pytest.raises(ValueError, match="jitter must be at least 0, got -1"):
         AlternatingOptions(jitter=-1)
+
+
+@pytest.mark.parametrize("head", ["none", "cosface"])
+def test_where_bfloat16_judges_training_is_of_mixed_precision(head):
+    faces = toy_faces(size=32)
+    faces.labels = torch.arange(12) % 4
+    losses, gradients = {}, {}
+    for precision in ("float32", "bfloat16"):
+        recognizer, computed = plain_recognizer(), []
+        scorer = EnrolledScorer(recognizer, faces, "cpu", precision=precision)
+        env = make_env(scorer=scorer, faces=faces)
+        updates = RecognizerUpdates(
+            env, 12, 0.0, head=head, temperature=0.1 if head == "none" else 0.0
+        )
+        first = updates.trained.backbone[2]
+        first.register_forward_hook(lambda *step, seen=computed: seen.append(step[-1].dtype))
+        losses[precision] = mean_loss(updates, 1)
+        gradients[precision] = first.weight.grad
+        assert first.weight.dtype == first.weight.grad.dtype == torch.float32
+        assert computed[0] == getattr(torch, precision)
+    # Of eight bits, so the same in two or three digits.
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    likeness = torch.cosine_similarity(*(g.flatten() for g in gradients.values()), 0)
+    assert 0.99 < likeness < 1 - 1e-7
+
+
+@pytest.mark.parametrize("enrolled", [True, False])
+def test_what_judges_lies_between_the_first_and_the_trained_weights(enrolled):
+    faces = toy_faces(size=32)
+    faces.labels = torch.arange(12) % 4
+
+    def updates_of(blend):
+        if enrolled:
+            scorer = EnrolledScorer(plain_recognizer(), faces, "cpu")
+        else:
+            scorer = MarginScorer(tiny_recognizer(), "cpu")
+        env = make_env(scorer=scorer, faces=faces if enrolled else None)
+        return RecognizerUpdates(env, 6, 0.5, lr=1e-2, blend=blend), scorer
+
+    def weights(recognizer):
+        return torch.cat([p.detach().flatten() for p in recognizer.backbone.parameters()])
+
+    (half, judge), (whole, trained) = updates_of(0.5), updates_of(1.0)
+    first = weights(judge.recognizer).clone()
+    everything = torch.zeros(12, dtype=torch.long), half.core.faces.images
+    before = judge.score(everything[1], everything[0]).margin
+    for steps in (3, 5):  # what is judged by does not change what is trained
+        for updates in (half, whole):
+            updates.learn(steps, lambda obs: np.zeros((len(obs), 6)))
+        last = weights(trained.recognizer)
+        assert torch.equal(weights(half.trained), last)
+        assert torch.allclose(weights(judge.recognizer), (first + last) / 2, atol=1e-7)
+        assert not torch.allclose(first, last, atol=1e-3)
+        assert not torch.equal(judge.score(everything[1], everything[0]).margin, before)
+    again, resumed = updates_of(0.5)
+    again.load_state_dict(half.state_dict())
+    assert torch.equal(weights(resumed.recognizer), weights(judge.recognizer))
+    assert torch.equal(weights(again.trained), last)
+    with pytest.raises(ValueError, match=r"blend must lie in \[0, 1\], got 2"):
+        RecognizerUpdates(make_env(), 4, blend=2)
 
 
 def test_the_rate_rises_before_it_falls():

@@ -5,10 +5,18 @@ import os
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from benchmarks import policies, real_faces
 from benchmarks.real_faces_page import write_page
 from tests.benchmarks.test_policies_benchmark import cache, folder, weights  # noqa: F401
+
+
+def same(one, other, what):
+    """Whether two folders hold the same weights."""
+    first, second = (load_file(path / f"{what}.safetensors") for path in (one, other))
+    return all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_everything_runs_once_and_the_page_is_made_of_the_files(
@@ -31,6 +39,7 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     for recipe in options.recipes.values():
         recipe += ["--steps", "8", "--validate_every", "8", "--alike", "2"]
     options.turns += ["--alternating.batch_size", "4", "--alternating.frozen", "1"]
+    options.beside += ["--alternating.policy_steps", "8", "--alternating.batch_size", "4"]
     options.fixed_calls, options.samples = 30, 20
     real_faces.make_all(options)
     page = write_page(options.results).read_text()
@@ -55,6 +64,17 @@ def test_everything_runs_once_and_the_page_is_made_of_the_files(
     assert "--policies clean keep-all random fixed face-only oracle-occluder" in page
     assert "--recognizer " + str(tmp_path / "runs/holes/last/recognizer.safetensors") in page
     assert (options.results / "accuracy.png").stat().st_size > 10_000
+    # The recognizer's turn leaves the agent alone, and the agent's the recognizer.
+    start, taught, beside = (
+        options.runs / name
+        for name in ("mixed-0/best", "unmasked-recognizer-0/last", "unmasked-0/last")
+    )
+    assert same(start, taught, "agent")
+    about = json.loads((options.results / "runs.json").read_text())
+    faces = [about[name]["steps"] for name in ("unmasked-recognizer-0", "unmasked-0")]
+    assert faces == [2 * 4, 8]
+    assert same(taught, beside, "recognizer")
+    assert not same(options.runs / "holes/last", taught, "recognizer")
 
     def never(*_):
         raise AssertionError("made twice")

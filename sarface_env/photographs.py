@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recognizer.data.align import similarity_transform, warp_picture
 from recognizer.data.chips import LANDMARKS, template_of
-from recognizer.data.disk_cache import cache_folder, make_once
+from recognizer.data.disk_cache import cache_folder, make_once, new_array
 from recognizer.data.faces import FaceSet
 from recognizer.data.occlusion import OCCLUSIONS, kinds_drawn, occlude
 from recognizer.data.source import PAIRS, FaceSource, fold_of_people, open_source, stamp_of
@@ -308,9 +308,7 @@ def _make(source: FaceSource, parser: Parser, options: Photographs, folder: Path
 
 
 def _array(folder: Path, name: str, shape: tuple[int, ...], dtype: type) -> Tensor:
-    return torch.from_numpy(
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
-    )
+    return torch.from_numpy(new_array(folder / f"{name}.npy", shape, dtype))
 
 
 def _align(

@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import DTypeLike
 
 
 def cache_folder() -> Path:
@@ -41,3 +43,23 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return True
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Zeros in a new memory-mapped `.npy` file, whose room on the disk is taken now.
+
+    Without that, a disk that gets full kills the process by a bus error at some later write.
+
+    Raises:
+        OSError: with the size, where there is no room.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    if hasattr(os, "posix_fallocate"):  # not on every system
+        with path.open("r+b") as file:
+            size = path.stat().st_size
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                what = f"{error.strerror} for {size / 1e9:.1f} GB"
+                raise OSError(error.errno, what, str(path)) from None
+    return array

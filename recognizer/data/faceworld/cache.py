@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from recognizer.data.disk_cache import cache_folder, make_once
+from recognizer.data.disk_cache import cache_folder, make_once, new_array
 from recognizer.data.faceworld.canvas import SIZE
 from recognizer.data.faceworld.render import (
     NUISANCES,
@@ -78,7 +78,7 @@ def _draw(folder: Path, n: int, description: str, workers: int | None) -> None:
     user's main module again, which breaks every script without a `__main__` guard.
     """
     for name, (dtype, shape) in _ARRAYS.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (n, *shape)).flush()
+        new_array(folder / f"{name}.npy", (n, *shape), dtype)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         workers = max(1, min(cores, n // 200))

@@ -1,10 +1,13 @@
 """Folders of the cache: made once, whole, whoever asks and whoever was killed."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from recognizer.data.disk_cache import make_once
+from recognizer.data.disk_cache import make_once, new_array
 
 
 def test_a_folder_is_made_once_however_many_want_it(tmp_path):
@@ -37,3 +40,20 @@ def test_what_fails_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="no"):
         make_once(tmp_path / "faces", make)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_an_array_takes_its_room_at_once(tmp_path):
+    array = new_array(tmp_path / "a.npy", (3, 1000, 1000), np.uint8)
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes == 3_000_000
+    array[1] = 7
+    del array
+    assert np.load(tmp_path / "a.npy").mean((1, 2)).tolist() == [0, 7, 0]
+
+
+def test_a_full_disk_is_an_error_that_says_how_much_is_wanted(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device for 0\.3 GB: .*a\.npy"):
+        new_array(tmp_path / "a.npy", (300, 1000, 1000), np.uint8)

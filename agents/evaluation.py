@@ -115,7 +115,7 @@ def evaluate(policy: Predicts, env: Any, indices: np.ndarray, name: str = "") ->
 
 def table(results: list[Result]) -> str:
     """A text table: every metric with its 95 % interval, in percent but for the reward."""
-    width = max(len("policy"), *(len(result.name) for result in results))
+    width = 1 + max(len("policy"), *(len(result.name) for result in results))
     lines = [f"{'policy':<{width}}" + "".join(f"{metric:>23}" for metric in METRICS)]
     for result in results:
         cells = []

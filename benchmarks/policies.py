@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.agent import read_agent
 from agents.ranked import best_mask, best_masks
 from agents.registry import load_agent
 from benchmarks.common import RESULTS, environment
@@ -40,10 +41,12 @@ from benchmarks.masked_pairs import (
 )
 from benchmarks.policy_report import draw, examples, print_rows
 from recognizer.data.disk_cache import cache_folder
+from recognizer.data.problems import Problems
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer, recognizer_names
 from recognizer.runs import write_json
 from sarface_env.core import RegionSelection
+from sarface_env.fills import make_fill
 from sarface_env.options import EnvOptions, build_core
 from sarface_env.partitions import CELEBA19, make_partition
 from sarface_env.photographs import KINDS, load_photographs, pairs_of, parse_folds
@@ -125,19 +128,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--examples", type=Path, metavar="PNG", help="show faces as policies leave them")
     add("--name", default="policies", help="of the result files in benchmarks/results")
     add("--output", type=Path, help="folder of the result files, if another")
+    add("--overwrite", action="store_true", help="replace result files of this name")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser
 
 
 def run(options: argparse.Namespace) -> Path:
     """Judge all policies; prints the table, writes JSON and figure, and returns the JSON's path."""
-    named = {name: name.partition("@") for name in options.policies}
-    runs = {name: Run.read(name) for name, parts in named.items() if parts[0] not in POLICIES}
-    for _, _, partition in named.values():
-        make_partition(partition or "sarface24")
-    if not options.data.is_dir():
-        raise FileNotFoundError(f"no folder of faces at {options.data}")
-    about, bench = environment(), Bench(options, runs)
+    size = load_recognizer(options.recognizer, options.device).spec.size
+    about, bench = environment(), Bench(options, read_runs(options, size), size)
     results = []
     for name in dict.fromkeys(options.policies):
         start = time.monotonic()
@@ -156,7 +155,7 @@ def run(options: argparse.Namespace) -> Path:
     print(f"\n{payload['pairs']} pairs, {payload['faces']} faces, occlusion {options.occlusion}")
     print("percent; [95 % interval over people]; differences are paired\n")
     print_rows(rows)
-    path = (options.output or RESULTS) / f"{options.name}.json"
+    path = result_path(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, payload)
     figure = draw(rows, f"{options.data.name}, {options.occlusion}")
@@ -166,6 +165,56 @@ def run(options: argparse.Namespace) -> Path:
         kinds = bench.data.kinds[bench.examples.numpy()]
         examples(bench.shown, list(kinds)).savefig(options.examples, dpi=110)
     return path
+
+
+def result_path(options: argparse.Namespace) -> Path:
+    """Where the JSON goes."""
+    return (options.output or RESULTS) / f"{options.name}.json"
+
+
+def read_runs(options: argparse.Namespace, size: int) -> dict[str, Run]:
+    """The runs among the policies.
+
+    Args:
+        options: of the command line.
+        size: side of the recognizer's images.
+
+    Raises:
+        DataError: all that is wrong with the options, in one list.
+    """
+    problems = Problems()
+    runs: dict[str, Run] = {}
+
+    def attempt(what: Callable[[], object]) -> None:
+        try:
+            what()
+        except ValueError as error:
+            problems.add(error)
+
+    def read(name: str) -> None:
+        run = runs[name] = Run.read(name)
+        seen = read_agent(run.agent)["layout"]["shape"][-1]
+        if seen != (run.env.obs_size or size):
+            raise ValueError(
+                f"{name}: its agent looks at images of {seen} pixels, {options.recognizer} at "
+                f"{size}: judge it by a recognizer of its size"
+            )
+
+    for name in dict.fromkeys(options.policies):
+        what, _, partition = name.partition("@")
+        if what not in POLICIES:
+            attempt(partial(read, name))
+        elif partition:
+            attempt(partial(make_partition, partition))
+    attempt(partial(make_partition, options.partition or "sarface24"))
+    attempt(partial(make_fill, options.fill or "mean"))
+    attempt(partial(EnvOptions, severity=options.severity))
+    if not options.data.is_dir():
+        problems.add(f"no folder of faces at {options.data}")
+    if (path := result_path(options)).exists() and not options.overwrite:
+        problems.add(f"{path} is there; replace it with --overwrite, or choose another --name")
+    problems.settle("options")
+    return runs
 
 
 def mean_over_seeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -225,10 +274,11 @@ class Bench:
     Args:
         options: of the command line.
         runs: by name, those among the policies.
+        size: side of the recognizer's images.
     """
 
-    def __init__(self, options: argparse.Namespace, runs: dict[str, Run]):
-        self.options, self.runs = options, runs
+    def __init__(self, options: argparse.Namespace, runs: dict[str, Run], size: int):
+        self.options, self.runs, self.size = options, runs, size
         first = next(iter(runs.values()), None)
         self.base = EnvOptions(
             dataset=str(options.data),
@@ -243,9 +293,7 @@ class Bench:
         )
         if any(name.startswith("fixed") for name in options.policies):
             self.training_options(self.base)  # to fail early
-        recognizer = load_recognizer(options.recognizer, options.device)
         report, others = folds_of(options)
-        self.size = recognizer.spec.size
         photographs = replace(self.base.photographs(self.size, True), folds="")
         self.data: PairFaces = load_pair_faces(
             photographs, report, others, options.occlusion_seeds, options.pairs

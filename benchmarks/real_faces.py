@@ -325,7 +325,7 @@ def judge(
         return
     _log.info("judging %s", name)
     start = time.monotonic()
-    policies.run(policies.make_parser().parse_args(argv))
+    policies.run(policies.make_parser().parse_args([*argv, "--overwrite"]))
     found = json.loads(path.read_text())
     write_json(path, found | {"arguments": argv, "seconds": time.monotonic() - start})
 

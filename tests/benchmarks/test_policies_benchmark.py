@@ -198,6 +198,12 @@ def test_table_json_figure_and_runs(folder, weights, tmp_path, monkeypatch, caps
     assert (tmp_path / "results" / "policies.png").stat().st_size > 10_000
     assert (tmp_path / "examples.png").stat().st_size > 10_000
     assert "6 pairs" in capsys.readouterr().out
+    # An agent that looked at another recognizer's images is told before the work.
+    config = json.loads((tmp_path / "learned" / "config.json").read_text())
+    config["env"]["obs_size"] = None
+    (tmp_path / "learned" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"looks at images of 32 pixels, .* at 112"):
+        policies.main([*common_options, "--policies", str(tmp_path / "learned"), "--overwrite"])
 
 
 def test_seeds_are_averaged(folder, weights):
@@ -272,7 +278,9 @@ def test_bad_input(folder, weights, tmp_path, caplog):
             policies.main(["--data", str(folder), "--recognizer", weights, *options])
 
     fails(r"nothing is neither a run .* nor the name of a policy", "--policies", "nothing")
-    fails("unknown partition 'hexagons'", "--policies", "random@hexagons")
+    several = ["--policies", "random@hexagons", "nothing", "--fill", "red", "--severity", "9"]
+    listed = "nothing is neither(.|\\n)*unknown fill 'red'(.|\\n)*severity must be in 0.25 to 2"
+    fails("options: 4 problem(.|\\n)*unknown partition 'hexagons'(.|\\n)*" + listed, *several)
     fails("fold 2 alone has no threshold", "--folds", "2", "--policies", "random")
     fails("folds 0 to 2, not", "--folds", "2-5", "--policies", "random")
     fails("fixed mask is found on people for training", "--policies", "fixed")
@@ -292,7 +300,8 @@ def test_bad_input(folder, weights, tmp_path, caplog):
     found = json.loads((tmp_path / "policies.json").read_text())
     assert found["pairs"] == 18 - 4
     few = ["--folds", "2-3", "--pairs", "1", "--policies", "keep-all"]
-    policies.main(["--data", str(folder), "--recognizer", weights, *few, *out])
+    fails(r"policies\.json is there; replace it with --overwrite", *few, *out)
+    policies.main(["--data", str(folder), "--recognizer", weights, *few, *out, "--overwrite"])
     assert json.loads((tmp_path / "policies.json").read_text())["pairs"] == 4
     said = [r.getMessage() for r in caplog.records if "p12_0007" in r.getMessage()]
     assert len(said) == 1

@@ -12,12 +12,15 @@ from agents.evaluation import Result
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+_MOST_BARS = 24
+
 
 def policy_figure(env: Any, results: list[Result], agent: str, faces: int = 6) -> bytes:
     """PNG of example faces and of how often each region is kept.
 
     Left, faces x (image, regions, kept by the agent, kept by the best oracle); right, for every
-    selectable region, how often each policy keeps it on the faces that have it.
+    selectable region, how often each policy keeps it on the faces that have it, or, where there
+    are many regions, how often each pixel is kept.
 
     Args:
         env: the environment the results are from, with `unwrapped.panels(indices, masks)`.
@@ -56,22 +59,39 @@ def policy_figure(env: Any, results: list[Result], agent: str, faces: int = 6) -
         axis.set_title(title, fontsize=9)
     left.supxlabel("frame: green margin-correct, red not", fontsize=9)
 
-    axis = right.subplots()
-    names = [inner.partition.names[r] for r in inner.partition.selectable]
     shown = [by_name[agent], *(r for r in results if "fixed" in r.name or r is oracle)]
+    if len(inner.partition.selectable) <= _MOST_BARS:
+        _bars(right, inner, shown)
+    else:
+        _maps(right, inner, shown)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _bars(figure: Any, inner: Any, shown: list[Result]) -> None:
+    axis = figure.subplots()
+    names = [inner.partition.names[r] for r in inner.partition.selectable]
     height = 0.8 / len(shown)
     for k, result in enumerate(shown):
         present = result.present.sum(0)
         rate = (result.masks & result.present).sum(0) / np.maximum(present, 1)
         where = np.arange(len(names)) + (k - (len(shown) - 1) / 2) * height
         axis.barh(where, np.where(present > 0, rate, 0), height, label=result.name)
-    if len(names) <= 24:
-        axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel("how often the region is kept, of the faces that have it")
     axis.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+
+
+def _maps(figure: Any, inner: Any, shown: list[Result]) -> None:
+    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axis, result in zip(axes, shown, strict=True):
+        regions = inner.core.regions(torch.from_numpy(result.indices))
+        kept = inner.partition.keep_pixels(regions, torch.from_numpy(result.masks))
+        drawn = axis.imshow(kept.float().mean(0).cpu().numpy(), vmin=0, vmax=1)
+        axis.set_title(result.name, fontsize=9)
+        axis.axis("off")
+    figure.colorbar(drawn, ax=list(axes), label="how often a pixel is kept", shrink=0.5)

@@ -344,11 +344,12 @@ class Bench:
             what, _, partition = name.partition("@")
             env = replace(env, partition=partition or env.partition)
             keep = self._baselines(env)[what]()
-        self.shown[name] = judge.show(self.examples, keep, env.fill)
+        shown = _short(name) if name in self.runs else name
+        self.shown[shown] = judge.show(self.examples, keep, env.fill)
         if env.parser != options.parser:
             logging.warning(f"{name} was trained with parser {env.parser}, not {options.parser}")
         return {
-            "name": _short(name) if name in self.runs else name,
+            "name": shown,
             "run": name in self.runs,
             "partition": str(env.partition),
             "fill": env.fill,

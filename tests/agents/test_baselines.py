@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from agents import baselines
+from agents import baselines, report
 from agents.baselines import DropAll, ExhaustiveOracle, FixedMask, GreedyOracle, KeepAll, Random
 from agents.evaluation import bootstrap_interval, evaluate, table
 from sarface_env import SARFaceVectorEnv
@@ -116,3 +117,21 @@ def test_bootstrap_interval_widens_when_identities_decide():
     low, high = bootstrap_interval(values, people, draws=4000)
     # 900 faces, but only 100 independent people.
     assert (high - low) / 2 == pytest.approx(1.96 * person.std() / 10, rel=0.1)
+
+
+def test_many_regions_are_shown_as_a_map_of_what_is_kept():
+    env = make_env(partition="grid6x6")
+    results = [
+        evaluate(FixedMask(env, torch.arange(36) != 0), env, EVERYTHING, "fixed"),
+        evaluate(Random(env, seed=0), env, EVERYTHING),
+    ]
+    figure = Figure()
+    report._maps(figure, env, results)
+    fixed, random = (axis.images[0].get_array() for axis in figure.axes[:2])
+    # Cells of 16 / 6 pixels, of which the first is dropped.
+    assert (fixed[:2, :2] == 0).all()
+    assert (fixed[3:] == 1).all()
+    assert (fixed[:, 3:] == 1).all()
+    assert 0.2 < random.mean() < 0.8
+    png = report.policy_figure(env, results, "fixed", faces=3)
+    assert png.startswith(b"\x89PNG")

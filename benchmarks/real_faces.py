@@ -33,6 +33,12 @@ PARTITIONS = (
     *("sarface24xgrid4x4", "celeba19xgrid4x3"),
 )
 FILLS = ("mean", "zero", "blur", "inpaint")
+# Of the page that is kept.
+_DATA, _RUNS, _RESULTS = (
+    Path("../shared/data/lfw_dev"),
+    Path("runs/real_faces"),
+    RESULTS / "real_faces",
+)
 BASELINES = ("clean", "keep-all", "random", "fixed", "face-only")
 ORACLES = ("oracle-occluder", "oracle-regions")
 # Alternating training and its controls: the same steps of the recognizer on other faces, and then
@@ -61,7 +67,7 @@ _PARSED = ["--partition", "sarface24xgrid4x4"]
 class Options:
     """Make everything that the results page on real faces needs, and write the page."""
 
-    data: Path = Path("../shared/data/lfw_dev")
+    data: Path = _DATA
     """Folder in LFW's form."""
     recognizer: str = "resnet29"
     """The recognizer; what agents are trained and judged with is this one, used to holes."""
@@ -69,10 +75,11 @@ class Options:
     """The face parser."""
     folds: str = "1-5/6/7"
     """Folds of the people for training, choosing and reporting."""
-    runs: Path = Path("runs/real_faces")
-    """Where the trained agents are."""
-    results: Path = RESULTS / "real_faces"
-    """Where the JSON files are; the page lies beside this folder."""
+    runs: Path = _RUNS
+    """Where the trained agents are; of other data, or reduced, by default beside that."""
+    results: Path = _RESULTS
+    """Where the JSON files are, by default of other data, or reduced, in the folder of the agents;
+    the page lies beside this folder."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Training seeds."""
     trained: list[str] = field(default_factory=lambda: list(TRAINED))
@@ -149,6 +156,11 @@ class Options:
     """Write the page from the files that are there."""
 
     def __post_init__(self) -> None:
+        if self.reduced or self.data != _DATA:  # does not replace the page that is kept
+            if self.runs == _RUNS:
+                self.runs = Path(f"{_RUNS}-{'reduced' if self.reduced else self.data.name}")
+            if self.results == _RESULTS:
+                self.results = self.runs / _RESULTS.name
         if self.reduced:
             self.seeds, self.trained, self.judged = self.seeds[:1], ["mixed"], ["mixed", "clean"]
             self.partitions, self.fills = self.partitions[:1], self.fills[:1]

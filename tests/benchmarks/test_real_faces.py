@@ -3,12 +3,14 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from benchmarks import policies, real_faces
+from benchmarks.common import RESULTS
 from benchmarks.real_faces_page import write_page
 from tests.benchmarks.test_policies_benchmark import cache, folder, weights  # noqa: F401
 
@@ -17,6 +19,20 @@ def same(one, other, what):
     """Whether two folders hold the same weights."""
     first, second = (load_file(path / f"{what}.safetensors") for path in (one, other))
     return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_only_the_whole_page_replaces_the_one_that_is_kept():
+    assert real_faces.Options().results == RESULTS / "real_faces"
+    reduced, other = real_faces.Options(reduced=True), real_faces.Options(data=Path("a/mine"))
+    assert (reduced.runs, other.runs) == (
+        Path("runs/real_faces-reduced"),
+        Path("runs/real_faces-mine"),
+    )
+    assert (reduced.results, other.results) == (
+        reduced.runs / "real_faces",
+        other.runs / "real_faces",
+    )
+    assert real_faces.Options(reduced=True, results=Path("x")).results == Path("x")
 
 
 def test_everything_runs_once_and_the_page_is_made_of_the_files(

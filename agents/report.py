@@ -87,11 +87,12 @@ def _bars(figure: Any, inner: Any, shown: list[Result]) -> None:
 
 
 def _maps(figure: Any, inner: Any, shown: list[Result]) -> None:
-    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, result in zip(axes, shown, strict=True):
         regions = inner.core.regions(torch.from_numpy(result.indices))
         kept = inner.partition.keep_pixels(regions, torch.from_numpy(result.masks))
         drawn = axis.imshow(kept.float().mean(0).cpu().numpy(), vmin=0, vmax=1)
         axis.set_title(result.name, fontsize=9)
         axis.axis("off")
-    figure.colorbar(drawn, ax=list(axes), label="how often a pixel is kept", shrink=0.5)
+    label = "how often a pixel is kept"
+    figure.colorbar(drawn, ax=list(axes), label=label, location="bottom", shrink=0.5)

@@ -44,6 +44,7 @@ from recognizer.data.disk_cache import cache_folder
 from recognizer.data.problems import Problems
 from recognizer.engine import InferenceEngine
 from recognizer.loader import load_recognizer, recognizer_names
+from recognizer.recognizer import Recognizer
 from recognizer.runs import write_json
 from sarface_env.core import RegionSelection
 from sarface_env.fills import make_fill
@@ -135,8 +136,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> Path:
     """Judge all policies; prints the table, writes JSON and figure, and returns the JSON's path."""
-    size = load_recognizer(options.recognizer, options.device).spec.size
-    about, bench = environment(), Bench(options, read_runs(options, size), size)
+    recognizer = load_recognizer(options.recognizer, options.device)
+    about, runs = environment(), read_runs(options, recognizer.spec.size)
+    bench = Bench(options, runs, recognizer)
     results = []
     for name in dict.fromkeys(options.policies):
         start = time.monotonic()
@@ -274,11 +276,11 @@ class Bench:
     Args:
         options: of the command line.
         runs: by name, those among the policies.
-        size: side of the recognizer's images.
+        recognizer: the one of the options.
     """
 
-    def __init__(self, options: argparse.Namespace, runs: dict[str, Run], size: int):
-        self.options, self.runs, self.size = options, runs, size
+    def __init__(self, options: argparse.Namespace, runs: dict[str, Run], recognizer: Recognizer):
+        self.options, self.runs, self.size = options, runs, recognizer.spec.size
         first = next(iter(runs.values()), None)
         self.base = EnvOptions(
             dataset=str(options.data),
@@ -302,14 +304,14 @@ class Bench:
         if options.normalize:
             strangers = replace(self.training_options(self.base), occlusion="clean")
             self.cohort = load_photographs(strangers.photographs(self.size, False))
-        self.judges: dict[str, Judge] = {}
         self.shown: dict[str, Tensor] = {}
         rows = [
             np.flatnonzero(self.data.reported & (self.data.kinds == kind))[:2]
             for kind in np.unique(self.data.kinds)
         ]
         self.examples = torch.from_numpy(np.concatenate(rows))
-        self.main = self._judge(options.recognizer)
+        self.main = self._judge_by(recognizer)
+        self.judges = {options.recognizer: self.main}
 
     def _judge(self, recognizer: str) -> Judge:
         if recognizer not in self.judges:
@@ -319,15 +321,13 @@ class Bench:
                     f"{recognizer} takes images of {network.spec.size} pixels, "
                     f"{self.options.recognizer} of {self.size}: compare them one at a time"
                 )
-            self.judges[recognizer] = Judge(
-                InferenceEngine(network),
-                self.data,
-                self.options.seed,
-                self.options.samples,
-                cache_folder(),
-                self.cohort,
-            )
+            self.judges[recognizer] = self._judge_by(network)
         return self.judges[recognizer]
+
+    def _judge_by(self, recognizer: Recognizer) -> Judge:
+        seed, samples = self.options.seed, self.options.samples
+        engine = InferenceEngine(recognizer)
+        return Judge(engine, self.data, seed, samples, cache_folder(), self.cohort)
 
     def judge(self, name: str) -> dict[str, Any]:
         """What a policy does and what comes of it."""

@@ -34,11 +34,9 @@ PARTITIONS = (
 )
 FILLS = ("mean", "zero", "blur", "inpaint")
 # Of the page that is kept.
-_DATA, _RUNS, _RESULTS = (
-    Path("../shared/data/lfw_dev"),
-    Path("runs/real_faces"),
-    RESULTS / "real_faces",
-)
+_DATA = Path("../shared/data/lfw_dev")
+_RUNS = Path("runs/real_faces")
+_RESULTS = RESULTS / "real_faces"
 BASELINES = ("clean", "keep-all", "random", "fixed", "face-only")
 ORACLES = ("oracle-occluder", "oracle-regions")
 # Alternating training and its controls: the same steps of the recognizer on other faces, and then
